@@ -1,0 +1,57 @@
+"""The one abstraction of this folder: a backbone is an ordered list of named units."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+
+from torch import Tensor, nn
+
+STAGES = ("stage1", "stage2", "stage3", "stage4")
+
+
+class Backbone(nn.Module, ABC):
+    """A network of four stages that can be cut after any of its named units.
+
+    Attributes:
+        channels: channels of stage1..stage4.
+        strides: strides of stage1..stage4 in input pixels, (4, 8, 16, 32) unless dilated.
+        minimum: smallest height and width of an image, in pixels.
+    """
+
+    channels: tuple[int, int, int, int]
+    strides: tuple[int, int, int, int] = (4, 8, 16, 32)
+    minimum: int = 32
+
+    @abstractmethod
+    def units(self) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+        """Yield (name, function) in order; a name is "stem", "stage1.block1" or, at a stage's end, "stage1".
+
+        Each function maps [B, C, h, w] to [B, C', h', w'].
+        """
+
+    def forward(self, x: Tensor, *, start: str | None = None, stop: str = "stage4") -> dict[str, Tensor]:
+        """Run the units after `start` up to and including `stop`.
+
+        Args:
+            x: float [B, 3, H, W] normalised image, or the output of unit `start`.
+            start: name of the unit that produced `x`; None starts at the image.
+            stop: name of the last unit to run.
+
+        Returns:
+            Every finished stage by name ("stage1".."stage4"), and `stop`; each [B, C, h, w].
+
+        Raises:
+            KeyError: if `start` or `stop` is not a unit, or `stop` does not come after `start`.
+        """
+        units = list(self.units())
+        names = [name for name, _ in units]
+        first = 0 if start is None else names.index(start) + 1 if start in names else len(names)
+        if stop not in names[first:]:
+            raise KeyError(f"cannot run from {start!r} to {stop!r}; the units are, in order, {names}")
+        outputs: dict[str, Tensor] = {}
+        for name, unit in units[first : names.index(stop) + 1]:
+            x = unit(x)
+            if name == stop or name in STAGES:
+                outputs[name] = x
+        return outputs

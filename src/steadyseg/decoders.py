@@ -1,0 +1,60 @@
+"""Per-frame decode heads that several methods share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from steadyseg.layers import ConvNorm, Folding, norm_affine, resize
+
+
+class SegFormerDecoder(Folding):
+    """The all-MLP decoder of SegFormer (Sec. 3.2), computed folded.
+
+    The paper maps every level to `width` channels, resizes all to the finest level, concatenates, fuses by a 1x1
+    convolution and normalises. A 1x1 map commutes with a bilinear resize, so each level's linear map and its slice
+    of the fuse convolution (in evaluation also the norm) merge into one 1x1 map at the level's own size.
+    Parameters stay as published; only the order of the sums differs.
+
+    Args:
+        channels: channels of stage1..stage4.
+        width: D, channels of the decoder.
+        num_classes: K.
+        dropout: rate of channel-wise dropout before the classifier.
+    """
+
+    def __init__(self, channels: tuple[int, ...], width: int, num_classes: int, *, dropout: float = 0.1) -> None:
+        super().__init__()
+        for level, count in enumerate(channels, start=1):
+            linear = nn.Module()
+            linear.proj = nn.Linear(count, width)
+            setattr(self, f"linear_c{level}", linear)
+        self.levels = tuple(range(len(channels), 0, -1))  # the published concatenation puts the deepest level first
+        self.linear_fuse = ConvNorm(len(channels) * width, width)
+        self.dropout = nn.Dropout2d(dropout)
+        self.linear_pred = nn.Conv2d(width, num_classes, 1)
+
+    def fold(self) -> tuple[Tensor, ...]:
+        """Return the shared bias [D] and, deepest level first, one weight [D, C, 1, 1] a level."""
+        slices = self.linear_fuse.conv.weight.flatten(1).chunk(len(self.levels), dim=1)  # each [D, D]
+        linears = [getattr(self, f"linear_c{level}").proj for level in self.levels]
+        weights = [part @ linear.weight for part, linear in zip(slices, linears, strict=True)]  # [D, C]
+        bias = sum(part @ linear.bias for part, linear in zip(slices, linears, strict=True))  # [D]
+        if not self.training:
+            scale, shift = norm_affine(self.linear_fuse.bn)
+            weights, bias = [weight * scale[:, None] for weight in weights], bias * scale + shift
+        return bias, *(weight[:, :, None, None] for weight in weights)
+
+    def features(self, stages: dict[str, Tensor]) -> Tensor:
+        """stages "stage1".."stage4" [B, C_i, h_i, w_i] -> fused map [B, D, h_1, w_1], after the ReLU."""
+        bias, *weights = self.folded()
+        size = (stages["stage1"].shape[2], stages["stage1"].shape[3])
+        fused = F.conv2d(stages["stage1"], weights[-1], bias)  # [B, D, h_1, w_1]
+        for level, weight in zip(self.levels[:-1], weights[:-1], strict=True):
+            fused = fused + resize(F.conv2d(stages[f"stage{level}"], weight), size)
+        return torch.relu(self.linear_fuse.bn(fused) if self.training else fused)
+
+    def forward(self, stages: dict[str, Tensor]) -> Tensor:
+        """stages "stage1".."stage4" [B, C_i, h_i, w_i] -> logits [B, K, h_1, w_1]."""
+        return self.linear_pred(self.dropout(self.features(stages)))

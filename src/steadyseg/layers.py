@@ -1,0 +1,153 @@
+"""Blocks that at least two files use."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from steadyseg.ops.sample import corners, gather_rows
+
+
+class Folding(nn.Module, ABC):
+    """A module whose chain of linear maps merges into fewer tensors.
+
+    The merged tensors are computed with gradients while training, and once, then kept, while the module is in
+    evaluation mode and gradients are off. Changing the mode, device, dtype or weights discards what was kept.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folded: tuple[Tensor, ...] | None = None
+        self.register_load_state_dict_pre_hook(_discard)
+
+    @abstractmethod
+    def fold(self) -> tuple[Tensor, ...]:
+        """Merge the module's parameters; the normalisation too if, and only if, the module is in evaluation mode."""
+
+    def folded(self) -> tuple[Tensor, ...]:
+        """Return `fold()`, kept where that is safe. Always computed without autocast."""
+        if self._folded is not None and not torch.is_grad_enabled():
+            return self._folded
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+            folded = self.fold()
+        if not self.training and not torch.is_grad_enabled():
+            self._folded = folded
+        return folded
+
+    def train(self, mode: bool = True) -> Self:
+        self._folded = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._folded = None
+        return super()._apply(fn, recurse)
+
+
+def _discard(module: Folding, *_: Any) -> None:
+    module._folded = None
+
+
+def norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return the scale and shift, each [C], that a batch norm applies in evaluation mode."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """[B, C, h, w] -> [B, N, C]; a view where the map is stored channels-last."""
+    return x.flatten(2).transpose(1, 2)  # [B, N, C]
+
+
+def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """[B, N, C] -> [B, C, h, w], stored channels-last; always a view."""
+    return tokens.transpose(1, 2).unflatten(2, size)  # [B, C, h, w]
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a map [B, C, h, w] to `size`, bilinear with half-pixel centres (align_corners = False)."""
+    if x.shape[2:] == size:
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+class DropPath(nn.Module):
+    """Drop the whole residual branch of single samples with probability `rate` (stochastic depth)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, ...] -> x with some samples zero and the others scaled by 1 / (1 - rate); identity in evaluation."""
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        mask = torch.empty(x.shape[0], *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device).bernoulli_(keep)  # [B, 1..]
+        return x * (mask / keep)
+
+
+class ConvNorm(nn.Module):
+    """A 1x1 convolution without bias and a batch norm, with the names of published decode heads (conv, bn)."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+
+
+class DeformableConv(nn.Module):
+    """Deformable convolution of the third version (DCNv3): 3x3, stride 1, soft-max modulated, grouped.
+
+    Source: "InternImage: Exploring Large-Scale Vision Foundation Models with Deformable Convolutions", Sec. 3.1.
+    Every group of every pixel reads 3x3 points, each moved by a learned offset, zero outside the map.
+    """
+
+    window: Tensor
+
+    def __init__(self, width: int, groups: int = 8) -> None:
+        super().__init__()
+        self.groups = groups
+        self.value = nn.Linear(width, width)
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.offset = nn.Linear(width, groups * 9 * 2)
+        self.modulation = nn.Linear(width, groups * 9)
+        self.output = nn.Linear(width, width)
+        for layer in (self.offset, self.modulation):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        for layer in (self.value, self.output):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        window = torch.tensor([(x, y) for x in (-1.0, 0.0, 1.0) for y in (-1.0, 0.0, 1.0)])  # x slow, y fast
+        self.register_buffer("window", window, persistent=False)  # [9, 2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, C, h, w] -> [B, C, h, w]."""
+        size, width = (x.shape[2], x.shape[3]), x.shape[1]
+        tokens = to_tokens(x)  # [B, N, C]
+        value = self.value(tokens).unflatten(2, (self.groups, -1))  # [B, N, G, C/G]
+        z = F.gelu(self.norm(to_tokens(self.depthwise(x))))  # [B, N, C]
+        offset = self.offset(z).unflatten(2, (self.groups, 9, 2))  # [B, N, G, 9, 2]
+        modulation = self.modulation(z).unflatten(2, (self.groups, 9)).softmax(-1)  # [B, N, G, 9]
+        here = pixel_centres(size, x.device)[:, None, None]  # [N, 1, 1, 2]
+        points = here + self.window + offset.float()  # [B, N, G, 9, 2]
+        index, weight = corners(points, size, padding="zeros")  # [B, N, G, 9, 4]
+        weight = weight * modulation.float()[..., None]  # [B, N, G, 9, 4]
+        group = torch.arange(self.groups, device=x.device)[:, None, None]
+        index = index * self.groups + group  # rows of value seen as [B, N * G, C/G]
+        read = gather_rows(value.flatten(1, 2), index.flatten(3).flatten(1, 2), weight.flatten(3).flatten(1, 2))
+        return to_map(self.output(read.reshape(-1, tokens.shape[1], width)), size)  # [B, C, h, w]
+
+
+def pixel_centres(size: tuple[int, int], device: torch.device) -> Tensor:
+    """Return float32 [N, 2], the (x, y) coordinate of every pixel of an h x w grid, row by row."""
+    h, w = size
+    y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
+    return torch.stack((x, y), dim=-1).flatten(0, 1).float()  # [N, 2]

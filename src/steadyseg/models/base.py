@@ -1,0 +1,153 @@
+"""The one abstraction of this folder: a video segmenter is pure, and time is a value."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from steadyseg.backbones.base import Backbone
+from steadyseg.types import Clip, ShapeError, check_shape
+
+State = Any
+"""A NamedTuple of tensors, tuples of tensors and ints; each method declares its own, in its own file."""
+
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+"""ImageNet statistics in 0..255, the normalisation of all published MiT and ResNet weights."""
+
+
+class Graph(NamedTuple):
+    """One exportable function: tensors in, tensors out."""
+
+    function: Callable[..., tuple[Tensor, ...]]
+    inputs: dict[str, Tensor]
+    """Example inputs, by name."""
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What every method's Config has."""
+
+    backbone: str = "mit_b0"
+    """Backbone by name, such as mit_b1 (see steadyseg.backbones.names())."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last backbone block; the rate grows linearly from 0."""
+
+
+class VideoSegmenter(nn.Module, ABC):
+    """A method. `step` maps a frame and a state to logits and a new state, and changes nothing else.
+
+    Attributes:
+        config: this method's Config.
+        num_classes: K.
+        classes: K class names.
+        palette: K RGB colours, 0..255.
+        backbone: the shared feature extractor; all other parameters are "head".
+        class_weights: float32 [K] weights of the cross-entropy; ones unless training sets them.
+    """
+
+    Config: ClassVar[type[ModelConfig]]
+    backbone: Backbone
+    class_weights: Tensor
+
+    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = num_classes
+        self.classes: tuple[str, ...] = tuple(f"class {c}" for c in range(num_classes))
+        self.palette: tuple[tuple[int, int, int], ...] = default_palette(num_classes)
+        self.register_buffer("class_weights", torch.ones(num_classes), persistent=False)
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)  # [1, 3, 1, 1]
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)  # [1, 3, 1, 1]
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Frame offsets of a training clip relative to its target frame, target (0) last."""
+        return (0,)
+
+    def normalize(self, frame: Tensor) -> Tensor:
+        """Turn uint8 [B, 3, H, W] RGB into the network's float input; the only place that knows mean and std.
+
+        Raises:
+            ShapeError: if `frame` is not a uint8 batch of RGB images, or is too small for the backbone.
+        """
+        check_shape("frame", frame, ("B", 3, "H", "W"), torch.uint8)
+        height, width = frame.shape[2:]
+        least = self.backbone.minimum
+        if min(height, width) < least:
+            raise ShapeError(f"frame is {height}x{width}; this backbone needs at least {least}x{least}: enlarge it")
+        return (frame - self.mean) / self.std  # type: ignore[operator]
+
+    @abstractmethod
+    def forward(self, clip: Clip) -> dict[str, Tensor]:
+        """Return named scalar loss terms, already weighted; the loss is their sum."""
+
+    @abstractmethod
+    def step(self, frame: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Segment the next frame of a video.
+
+        Args:
+            frame: uint8 [B, 3, H, W] RGB.
+            state: what the previous call returned; None starts a video.
+
+        Returns:
+            logits [B, K, h, w] at the decoder's stride, and the state for the next frame.
+
+        Raises:
+            ShapeError: if `frame` is not a uint8 batch of RGB images, is too small, or differs in size from the state.
+        """
+
+    def segment(self, frames: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Fold `step` over a video; yields logits [B, K, h, w] for every frame [B, 3, H, W]."""
+        state: State | None = None
+        for frame in frames:
+            logits, state = self.step(frame, state)
+            yield logits
+
+    @abstractmethod
+    def graphs(self, frame: Tensor) -> dict[str, Graph]:
+        """Return the tensor-only functions that `step` chooses among, with example inputs made from `frame`."""
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Split the parameters for AdamW: no weight decay on norms, ten times the rate outside the backbone.
+
+        Args:
+            lr: learning rate of the backbone.
+
+        Returns:
+            Groups with "name", "params", "lr" and, for norms, "weight_decay" 0. Every parameter is in exactly one.
+        """
+        norms = {
+            id(p)
+            for module in self.modules()
+            if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.modules.batchnorm._NormBase)
+            for p in module.parameters(recurse=False)
+        }
+        inside = {id(p) for p in self.backbone.parameters()}
+        groups: list[dict[str, Any]] = []
+        for name, in_backbone, factor in (("backbone", True, 1.0), ("head", False, 10.0)):
+            mine = [p for p in self.parameters() if (id(p) in inside) == in_backbone and p.requires_grad]
+            plain = [p for p in mine if id(p) not in norms]
+            normed = [p for p in mine if id(p) in norms]
+            groups.append({"name": name, "params": plain, "lr": lr * factor})
+            groups.append({"name": f"{name} norms", "params": normed, "lr": lr * factor, "weight_decay": 0.0})
+        return [group for group in groups if group["params"]]
+
+
+def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
+    """Return the usual bit-interleaved label colours (PASCAL VOC's scheme), one RGB triple a class."""
+    colours = []
+    for number in range(1, num_classes + 1):
+        r = g = b = 0
+        for bit in range(8):
+            r |= (number >> (3 * bit) & 1) << (7 - bit)
+            g |= (number >> (3 * bit + 1) & 1) << (7 - bit)
+            b |= (number >> (3 * bit + 2) & 1) << (7 - bit)
+        colours.append((r, g, b))
+    return tuple(colours)

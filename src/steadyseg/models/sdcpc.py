@@ -1,0 +1,583 @@
+"""SD-CPC: static-dynamic class-level perception consistency.
+
+"Static-Dynamic Class-level Perception Consistency in Video Semantic Segmentation", 2024, https://arxiv.org/abs/2412.08034
+
+| paper | here | shape |
+| --- | --- | --- |
+| T = {0, -3, -6} | distances (3, 6), `offsets` | frames before the current one |
+| F_i^t | stages["stage i"] | [B, C_i, h_i, w_i] |
+| S^t | feature, state.features | [B, C, h, w], C = 256 at stride 8 |
+| A^t (S^t after reading S^{t-3}) | aligned, state.aligned | [B, C, h, w] |
+| G^t | the result of DSSA | [B, C, h, w] |
+| N | dssa.points | 4, 9 or 16 points a pixel and reference |
+| K (variates) | mcp.variates | 4 |
+| V | variates | [B, V, d, h, w], d = 64 |
+| P_{k,c} | prototypes | [P, V, d], P classes present |
+| M | mask | [B, h, w] correct pixels |
+| tau, alpha, beta | mcp.temperature, mcp.contrast_weight, mcp.similarity_weight | 0.1 each |
+
+The paper leaves much open and its code is not public; the choices here follow its parameter and cost tables:
+working width 256 at stride 8, one 1x1 fusion convolution, linear attention at stride 16 with 8 heads and no output
+map, deformable convolution with 8 groups, offset networks of width C/2, weights shared over references and separate
+per stage, one linear map each for Q, K and V after a LayerNorm, joint decision as the mean of the variates' logits.
+The order of the references is progressive (t-6 is read through t-3) as its text on receptive fields says; `direct`
+is the other reading.
+
+Computed differently, with the same result:
+- A 1x1 map commutes with a bilinear resize: levels are fused at their own size where that is smaller.
+- Sampling commutes with affine maps: DSSA samples the normalised reference once and applies the key map to the
+  query and the value map to the result (ops/selective_attention.py).
+- The convolution over interleaved rows is split into a query part, shared by both steps of the progressive order,
+  and a reference part, kept in the state in the direct order, where each is read twice. In the progressive order
+  each reference part is read once, so keeping it would only cost memory; the same holds for keys and values.
+- The mean of the variates' classifiers is one linear map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from steadyseg.backbones import build_backbone
+from steadyseg.layers import (
+    ConvNorm,
+    DeformableConv,
+    Folding,
+    norm_affine,
+    pixel_centres,
+    resize,
+    to_map,
+    to_tokens,
+)
+from steadyseg.losses import class_prototypes, cross_entropy, prototype_contrast, variate_similarity
+from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter
+from steadyseg.ops.selective_attention import selective_attention
+from steadyseg.types import IGNORE, Clip, ConfigError, ShapeError
+
+EPS = 1e-6
+"""Of every LayerNorm here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSEAConfig:
+    """Static semantic efficient aggregation."""
+
+    la: bool = True
+    """Linear attention."""
+    dcn: bool = True
+    """Deformable convolution."""
+    levels: tuple[int, ...] = (1, 2, 3, 4)
+    """Backbone stages that are fused; (4,) is the paper's row "w/o Multi-Scale"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DSSAConfig:
+    """Dynamic semantic selective aggregation."""
+
+    stages: tuple[int, ...] = (1, 2)
+    """Which of the coarse (1) and fine (2) stage to run; () is the row "w/o DSSA"."""
+    points: int = 4
+    """N, points read per pixel and reference: 4, 9 or 16."""
+    order: Literal["progressive", "direct"] = "progressive"
+    """Whether t-6 is read through t-3, or both are read straight."""
+    interleave: Literal["rows", "columns"] = "rows"
+    """Axis along which stage 1 interleaves query and reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MCPConfig:
+    """Multivariate class prototypes with contrastive learning (training only, but for the head's variates)."""
+
+    losses: bool = True
+    """Add the contrastive and the similarity term."""
+    variates: int = 4
+    """K of the paper."""
+    width: int = 64
+    """Channels of one variate."""
+    temperature: float = 0.1
+    """tau."""
+    contrast_weight: float = 0.1
+    """alpha of Eq. (7)."""
+    similarity_weight: float = 0.1
+    """beta of Eq. (7)."""
+    query_cap: int | None = None
+    """At most this many query pixels an image in the contrastive term, drawn uniformly; None takes all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SDCPCConfig(ModelConfig):
+    """Options of SD-CPC."""
+
+    width: int = 256
+    """C, channels of the working map."""
+    stride: Literal[8, 4] = 8
+    """Stride of the working map."""
+    dropout: float = 0.1
+    """Channel-wise dropout of the variates before the classifiers."""
+    aux_ref_ce: float = 0.0
+    """Weight of a cross-entropy on the labelled reference frames, read straight from SSEA."""
+    ssea: SSEAConfig = field(default_factory=SSEAConfig)
+    dssa: DSSAConfig = field(default_factory=DSSAConfig)
+    mcp: MCPConfig = field(default_factory=MCPConfig)
+
+
+class SDCPCState(NamedTuple):
+    """What the next frame needs; the current frame's entry is last."""
+
+    features: tuple[Tensor, ...]
+    """S of the last six frames (fewer at the start of a video), each [B, C, h, w]."""
+    aligned: tuple[Tensor, ...]
+    """Progressive order: A of the last three frames, each [B, C, h, w]; else empty."""
+    parts: tuple[Tensor, ...]
+    """Direct order: reference part of stage 1's offset convolution of the last six frames, each [B, C, h, w]."""
+
+
+class SDCPC(VideoSegmenter):
+    """SSEA on every frame, DSSA from the frames at distance 3 and 6, a multivariate head."""
+
+    Config = SDCPCConfig
+    config: SDCPCConfig
+
+    def __init__(self, config: SDCPCConfig, num_classes: int) -> None:
+        super().__init__(config, num_classes)
+        _check(config)
+        self.backbone = build_backbone(config.backbone, drop_path=config.drop_path)
+        self.ssea = SSEA(config, self.backbone.channels)
+        self.dssa = DSSA(config)
+        self.head = VariateHead(config, num_classes)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """(-6, -3, 0)."""
+        return (-6, -3, 0)
+
+    def forward(self, clip: Clip) -> dict[str, Tensor]:
+        """Return "ce", "contrast" and "similarity" of Eq. (7), and "reference_ce" where `aux_ref_ce` is set.
+
+        Frames before the target are taken as t-6 and t-3; in shorter clips the first frame is repeated.
+        """
+        features = self.encode_clip(clip.frames)
+        variates = self.head.variates(self.aggregate(features))
+        logits = self.head.classify(variates)
+        labels = clip.labels[:, -1]
+        terms = {"ce": cross_entropy(logits, labels, self.class_weights)}
+        if self.config.mcp.losses:
+            terms |= self.prototype_terms(variates, logits, labels)
+        if self.config.aux_ref_ce and len(features) > 1:
+            before = self.head(torch.cat(features[:-1]))  # [(T-1) * B, K, h, w]
+            known = clip.labels[:, :-1].transpose(0, 1).flatten(0, 1)  # [(T-1) * B, H, W]
+            terms["reference_ce"] = self.config.aux_ref_ce * cross_entropy(before, known, self.class_weights)
+        return terms
+
+    def encode_clip(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """frames uint8 [B, T, 3, H, W] -> T maps S, each [B, C, h, w]; all frames in one batch."""
+        count = frames.shape[1]
+        stacked = frames.transpose(0, 1).flatten(0, 1)  # [T * B, 3, H, W]
+        return self.encode(stacked).chunk(count)
+
+    def encode(self, frame: Tensor) -> Tensor:
+        """frame uint8 [B, 3, H, W] -> S [B, C, h, w]."""
+        return self.ssea(self.backbone(self.normalize(frame)))
+
+    def aggregate(self, features: tuple[Tensor, ...]) -> Tensor:
+        """S of the frames t-6, t-3, t (fewer: the first is repeated) -> G [B, C, h, w]."""
+        near, far = features[max(len(features) - 2, 0)], features[max(len(features) - 3, 0)]
+        if self.config.dssa.order == "direct" or 1 not in self.config.dssa.stages:
+            return self.dssa.direct(features[-1], near, far)
+        return self.dssa.progressive(features[-1], self.dssa.align(near, far), far)
+
+    def prototype_terms(self, variates: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The two terms of MCP-CL, weighted (Eqs. (4) to (7)).
+
+        Args:
+            variates: float [B, V, d, h, w].
+            logits: float [B, K, h, w].
+            labels: uint8 [B, H, W].
+        """
+        mcp = self.config.mcp
+        size = logits.shape[-2:]
+        small = F.interpolate(labels[:, None].float(), size=size, mode="nearest")[:, 0].long()  # [B, h, w]
+        mask = (logits.detach().argmax(1) == small) & (small != IGNORE)  # [B, h, w]
+        with torch.autocast(logits.device.type, enabled=False):
+            pixels = variates.float().permute(0, 3, 4, 1, 2).flatten(0, 2)  # [B * N, V, d]
+            prototypes, present = class_prototypes(pixels, small.flatten(), mask.flatten(), self.num_classes)
+            query = _cap(mask.flatten(1), mcp.query_cap).flatten()  # [B * N]
+            contrast = prototype_contrast(pixels[query], small.flatten()[query], prototypes, present, mcp.temperature)
+            similarity = variate_similarity(prototypes)
+        return {"contrast": mcp.contrast_weight * contrast, "similarity": mcp.similarity_weight * similarity}
+
+    def step(self, frame: Tensor, state: SDCPCState | None = None) -> tuple[Tensor, SDCPCState]:
+        """Segment the next frame with one backbone pass; see VideoSegmenter.step. Logits have the working stride."""
+        feature = self.encode(frame)
+        if not self.config.dssa.stages:
+            return self.head(feature), SDCPCState((), (), ())
+        if state is None:
+            state = SDCPCState((), (), ())
+        elif state.features[-1].shape != feature.shape:
+            raise ShapeError(
+                f"frame gives a map of {list(feature.shape)}; the state holds {list(state.features[-1].shape)}: "
+                "start again with state None when the size or the batch changes"
+            )
+        features = (*state.features, feature)
+        near, far = _before(features, 3), _before(features, 6)
+        parts, aligned = state.parts, state.aligned
+        if 1 not in self.config.dssa.stages:
+            fused = self.dssa.direct(feature, near, far)
+        elif self.config.dssa.order == "direct":
+            parts = (*parts, self.dssa.offsets1.reference_part(feature))
+            fused = self.dssa.direct(feature, near, far, (_before(parts, 3), _before(parts, 6)))
+        else:
+            part = self.dssa.offsets1.query_part(feature)
+            aligned = (*aligned, self.dssa.align(feature, near, part))
+            fused = self.dssa.progressive(feature, _before(aligned, 3), far, part)
+        return self.head(fused), SDCPCState(features[-6:], aligned[-3:], parts[-6:])
+
+    def graphs(self, frame: Tensor) -> dict[str, Graph]:
+        """Return "encode" (frame -> feature) and what follows it in `step`, all on tensors.
+
+        Progressive order: "align" (feature, near -> aligned) and "aggregate" (feature, aligned, far -> logits).
+        Direct order: "part" (feature -> part) and "aggregate" (feature, near, far, near_part, far_part -> logits).
+        Without stage 1: "aggregate" (feature, near, far -> logits); without any stage: (feature -> logits).
+        """
+        with torch.no_grad():
+            feature = self.encode(frame)
+        graphs = {"encode": Graph(lambda frame: (self.encode(frame),), {"frame": frame}, ("feature",))}
+
+        def add(name: str, function: Callable[..., Tensor], inputs: dict[str, Tensor], output: str) -> None:
+            graphs[name] = Graph(lambda *tensors: (function(*tensors),), inputs, (output,))
+
+        dssa, head = self.dssa, self.head
+        pair = {"feature": feature, "near": feature}
+        if not self.config.dssa.stages:
+            add("aggregate", head, {"feature": feature}, "logits")
+        elif 1 not in self.config.dssa.stages:
+            add("aggregate", lambda *x: head(dssa.direct(*x)), {**pair, "far": feature}, "logits")
+        elif self.config.dssa.order == "direct":
+            with torch.no_grad():
+                part = dssa.offsets1.reference_part(feature)
+            inputs = {**pair, "far": feature, "near_part": part, "far_part": part}
+            add("part", dssa.offsets1.reference_part, {"feature": feature}, "part")
+            add("aggregate", lambda s, near, far, p, q: head(dssa.direct(s, near, far, (p, q))), inputs, "logits")
+        else:
+            inputs = {"feature": feature, "aligned": feature, "far": feature}
+            add("align", dssa.align, pair, "aligned")
+            add("aggregate", lambda *x: head(dssa.progressive(*x)), inputs, "logits")
+        return graphs
+
+
+# ---- Sec. 3.2: static semantic efficient aggregation ---------------------------------------------------------------
+
+
+class SSEA(nn.Module):
+    """Multi-scale fusion, linear attention at stride 16, deformable convolution (Eq. (1)); each frame alone."""
+
+    def __init__(self, config: SDCPCConfig, channels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.fusion = Fusion(config, channels)
+        width = config.width
+        self.parts = config.ssea
+        if config.ssea.la:
+            self.norm_attention = nn.LayerNorm(width, eps=EPS)
+            self.attention = LinearAttention(width)
+        if config.ssea.dcn:
+            self.norm_deform = nn.LayerNorm(width, eps=EPS)
+            self.deform = DeformableConv(width)
+
+    def forward(self, stages: dict[str, Tensor]) -> Tensor:
+        """stages [B, C_i, h_i, w_i] -> S [B, C, h, w]."""
+        x = self.fusion(stages)
+        size = (x.shape[2], x.shape[3])
+        if self.parts.la:
+            small = (stages["stage3"].shape[2], stages["stage3"].shape[3])
+            tokens = self.norm_attention(to_tokens(resize(x, small)))  # [B, N / 4, C]
+            x = x + resize(to_map(self.attention(tokens), small), size)
+        if self.parts.dcn:
+            x = x + self.deform(to_map(self.norm_deform(to_tokens(x)), size))
+        return x
+
+
+class Fusion(Folding):
+    """All levels to the working grid, one 1x1 convolution over their concatenation, norm, ReLU; computed per level."""
+
+    def __init__(self, config: SDCPCConfig, channels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.levels = config.ssea.levels
+        self.grid = f"stage{ {4: 1, 8: 2}[config.stride] }"
+        self.widths = [channels[level - 1] for level in self.levels]
+        self.fuse = ConvNorm(sum(self.widths), config.width)
+
+    def fold(self) -> tuple[Tensor, ...]:
+        """Return the bias [C] and one weight [C, C_i, 1, 1] a level; the norm is in both in evaluation."""
+        weight, bias = self.fuse.conv.weight, torch.zeros_like(self.fuse.bn.bias)
+        if not self.training:
+            scale, bias = norm_affine(self.fuse.bn)
+            weight = weight * scale[:, None, None, None]
+        return bias, *weight.split(self.widths, dim=1)
+
+    def forward(self, stages: dict[str, Tensor]) -> Tensor:
+        """stages [B, C_i, h_i, w_i] -> [B, C, h, w]."""
+        bias, *weights = self.folded()
+        size = (stages[self.grid].shape[2], stages[self.grid].shape[3])
+        fused = bias[:, None, None]  # [C, 1, 1]
+        for level, weight in zip(self.levels, weights, strict=True):
+            x = stages[f"stage{level}"]
+            if x.shape[2] > size[0]:
+                fused = fused + F.conv2d(resize(x, size), weight)
+            else:
+                fused = fused + resize(F.conv2d(x, weight), size)
+        return torch.relu(self.fuse.bn(fused) if self.training else fused)
+
+
+class LinearAttention(nn.Module):
+    """Attention with the feature map elu + 1, whose cost is linear in the number of pixels; 8 heads, no output map."""
+
+    def __init__(self, width: int, heads: int = 8) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens [B, N, C] -> [B, N, C]; the sums run in float32, as their denominator underflows in half precision."""
+        q, k, v = self.qkv(tokens).float().unflatten(2, (3, self.heads, -1)).unbind(2)  # each [B, N, heads, d]
+        with torch.autocast(tokens.device.type, enabled=False):
+            q, k = F.elu(q) + 1, F.elu(k) + 1
+            context = torch.einsum("bnhd,bnhe->bhde", k, v)
+            mass = torch.einsum("bnhd,bhd->bnh", q, k.sum(1)) + EPS
+            out = torch.einsum("bnhd,bhde->bnhe", q, context) / mass[..., None]
+        return out.flatten(2).to(tokens.dtype)  # [B, N, C]
+
+
+# ---- Sec. 3.3: dynamic semantic selective aggregation --------------------------------------------------------------
+
+
+class DSSA(nn.Module):
+    """Two passes over two references: coarse offsets from interleaving, fine ones from subtraction."""
+
+    def __init__(self, config: SDCPCConfig) -> None:
+        super().__init__()
+        width, points = config.width, config.dssa.points
+        self.stages = config.dssa.stages
+        if 1 in self.stages:
+            self.offsets1 = InterleavedOffsets(width, points, config.dssa.interleave)
+            self.stage1 = SelectiveStep(width)
+        if 2 in self.stages:
+            self.offsets2 = DifferenceOffsets(width, points)
+            self.stage2 = SelectiveStep(width)
+
+    def align(self, feature: Tensor, near: Tensor, part: Tensor | None = None) -> Tensor:
+        """Progressive order, first step: A = stage 1 of S [B, C, h, w] reading the S three frames before it.
+
+        `part` is stage 1's query part of `feature`, computed here if None.
+        """
+        part = self.offsets1.query_part(feature) if part is None else part
+        return self.stage1(feature, near, self.offsets1(part, self.offsets1.reference_part(near)))
+
+    def progressive(self, feature: Tensor, aligned: Tensor, far: Tensor, part: Tensor | None = None) -> Tensor:
+        """S^t, A^{t-3}, S^{t-6}, each [B, C, h, w] -> G^t; `part` as in `align`."""
+        fused = self.align(feature, aligned, part)
+        return self.refine(fused, aligned, far)
+
+    def direct(self, feature: Tensor, near: Tensor, far: Tensor, parts: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """S^t, S^{t-3}, S^{t-6}, each [B, C, h, w] -> G^t.
+
+        `parts` are stage 1's reference parts of `near` and `far`, computed here if None.
+        """
+        fused = feature
+        if 1 in self.stages:
+            parts = parts or (self.offsets1.reference_part(near), self.offsets1.reference_part(far))
+            for reference, part in zip((near, far), parts, strict=True):
+                fused = self.stage1(fused, reference, self.offsets1(self.offsets1.query_part(fused), part))
+        return self.refine(fused, near, far)
+
+    def refine(self, fused: Tensor, *references: Tensor) -> Tensor:
+        """Stage 2, where it is on: `fused` [B, C, h, w] reads each reference in turn."""
+        if 2 in self.stages:
+            for reference in references:
+                fused = self.stage2(fused, reference, self.offsets2(fused, reference))
+        return fused
+
+
+class SelectiveStep(Folding):
+    """One selective cross-attention step (Eq. (2)): every pixel reads N positions of a reference map."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm_query = nn.LayerNorm(width, eps=EPS)
+        self.norm_reference = nn.LayerNorm(width, eps=EPS)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+
+    def fold(self) -> tuple[Tensor, ...]:
+        """Return the query map (with the key map inside) and the value map on plainly normalised maps.
+
+        The key's bias adds the same score to all points of a pixel, so the soft-max does not see it; the zero term
+        below keeps it in the graph of gradients, where its exact gradient is zero.
+        """
+        gain_q, shift_q = self.norm_query.weight, self.norm_query.bias
+        gain_r, shift_r = self.norm_reference.weight, self.norm_reference.bias
+        key = (self.key.weight * gain_r).T  # [C, C]
+        query_weight = key @ (self.query.weight * gain_q)
+        query_bias = key @ (self.query.weight @ shift_q + self.query.bias) + 0.0 * self.key.bias
+        value_weight = self.value.weight * gain_r
+        value_bias = self.value.weight @ shift_r + self.value.bias
+        return query_weight, query_bias, value_weight, value_bias
+
+    def forward(self, query: Tensor, reference: Tensor, points: Tensor) -> Tensor:
+        """query and reference [B, C, h, w], points [B, N, P, 2] (x, y) in pixels -> query + what it read."""
+        query_weight, query_bias, value_weight, value_bias = self.folded()
+        size = (query.shape[2], query.shape[3])
+        width = query.shape[1]
+        q = F.linear(F.layer_norm(to_tokens(query), (width,), eps=EPS), query_weight, query_bias)  # [B, N, C]
+        source = F.layer_norm(to_tokens(reference), (width,), eps=EPS)  # [B, N, C]
+        read = selective_attention(q, source, points, size)  # [B, N, C]
+        return query + to_map(F.linear(read, value_weight, value_bias), size)
+
+
+class Offsets(nn.Module):
+    """The end of both offset networks: hidden maps to absolute points."""
+
+    base: Tensor
+
+    def __init__(self, width: int, points: int) -> None:
+        super().__init__()
+        self.points = points
+        self.hidden = nn.Conv2d(width, width // 2, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width // 2)
+        self.output = nn.Conv2d(width // 2, 2 * points, 3, padding=1)
+        nn.init.zeros_(self.output.weight)
+        assert self.output.bias is not None
+        nn.init.zeros_(self.output.bias)
+        side = round(points**0.5)
+        axis = torch.arange(side) - (side - 1) / 2
+        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        self.register_buffer("base", torch.stack((x, y), dim=-1).flatten(0, 1), persistent=False)  # [P, 2]
+
+    def place(self, offset: Tensor) -> Tensor:
+        """offset [B, 2P, h, w] -> points float32 [B, N, P, 2]: own position + s x s base grid + offset."""
+        moved = to_tokens(offset).float().unflatten(2, (self.points, 2))  # [B, N, P, 2]
+        here = pixel_centres((offset.shape[2], offset.shape[3]), offset.device)[:, None]  # [N, 1, 2]
+        return here + self.base + moved
+
+
+class InterleavedOffsets(Offsets):
+    """Stage 1 (Sec. 3.3): convolutions over the rows of query and reference in turn, the second with stride 2.
+
+    Row 2r of the interleaved map is query row r, row 2r + 1 is reference row r. A 3x3 convolution there is a sum of
+    convolutions of the two maps, so the map is never built: `query_part` and `reference_part` hold the sums for even
+    and odd rows side by side.
+    """
+
+    def __init__(self, width: int, points: int, axis: Literal["rows", "columns"]) -> None:
+        super().__init__(width, points)
+        self.transposed = axis == "columns"
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Swap rows and columns of a map or a kernel where columns are interleaved; else do nothing."""
+        return x.transpose(2, 3) if self.transposed else x
+
+    def query_part(self, query: Tensor) -> Tensor:
+        """query [B, C, h, w] -> its share of even and odd rows, [B, C, h, w]."""
+        kernel = self.rows(self.hidden.weight)  # [C/2, C, 3, 3]
+        query = self.rows(query)
+        even = F.conv2d(query, kernel[:, :, 1:2], padding=(0, 1))  # row 2r holds query row r
+        odd = F.conv2d(F.pad(query, (1, 1, 0, 1)), kernel[:, :, ::2])  # row 2r + 1 lies between query rows r, r + 1
+        return torch.cat((even, odd), dim=1)
+
+    def reference_part(self, reference: Tensor) -> Tensor:
+        """reference [B, C, h, w] -> its share of even and odd rows, [B, C, h, w]."""
+        kernel = self.rows(self.hidden.weight)  # [C/2, C, 3, 3]
+        reference = self.rows(reference)
+        even = F.conv2d(F.pad(reference, (1, 1, 1, 0)), kernel[:, :, ::2])  # row 2r lies between reference rows r-1, r
+        odd = F.conv2d(reference, kernel[:, :, 1:2], padding=(0, 1))
+        return torch.cat((even, odd), dim=1)
+
+    def forward(self, query_part: Tensor, reference_part: Tensor) -> Tensor:
+        """Both parts [B, C, h, w] -> points [B, N, P, 2]."""
+        even, odd = (query_part + reference_part).chunk(2, dim=1)  # each [B, C/2, h, w]
+        rows = torch.stack((even, odd), dim=3).flatten(2, 3)  # [B, C/2, 2h, w]
+        even, odd = torch.relu(self.norm(rows)).unflatten(2, (-1, 2)).unbind(3)  # each [B, C/2, h, w]
+        kernel = self.rows(self.output.weight)  # [2P, C/2, 3, 3]
+        offset = F.conv2d(even, kernel[:, :, 1:2], self.output.bias, padding=(0, 1))
+        offset = offset + F.conv2d(F.pad(odd, (1, 1, 1, 0)), kernel[:, :, ::2])  # [B, 2P, h, w]
+        return self.place(self.rows(offset))
+
+
+class DifferenceOffsets(Offsets):
+    """Stage 2 (Sec. 3.3): convolutions over query minus reference."""
+
+    def forward(self, query: Tensor, reference: Tensor) -> Tensor:
+        """query and reference [B, C, h, w] -> points [B, N, P, 2]."""
+        return self.place(self.output(torch.relu(self.norm(self.hidden(query - reference)))))
+
+
+# ---- Sec. 3.4: multivariate class prototypes -----------------------------------------------------------------------
+
+
+class VariateHead(Folding):
+    """Several variates a pixel, an independent classifier each, and the mean of their logits as joint decision."""
+
+    def __init__(self, config: SDCPCConfig, num_classes: int) -> None:
+        super().__init__()
+        self.count, self.width = config.mcp.variates, config.mcp.width
+        self.project = ConvNorm(config.width, self.count * self.width)
+        self.dropout = nn.Dropout2d(config.dropout)
+        self.classifiers = nn.Conv2d(self.count * self.width, self.count * num_classes, 1, groups=self.count)
+
+    def fold(self) -> tuple[Tensor, ...]:
+        """Return weight and bias of the projection (with the norm in evaluation) and of the mean classifier."""
+        weight, bias = self.project.conv.weight, torch.zeros_like(self.project.bn.bias)
+        if not self.training:
+            scale, bias = norm_affine(self.project.bn)
+            weight = weight * scale[:, None, None, None]
+        each = self.classifiers.weight.unflatten(0, (self.count, -1))[..., 0, 0]  # [V, K, d]
+        mean = each.transpose(0, 1).flatten(1) / self.count  # [K, V * d]
+        assert self.classifiers.bias is not None
+        return weight, bias, mean[:, :, None, None], self.classifiers.bias.unflatten(0, (self.count, -1)).mean(0)
+
+    def variates(self, fused: Tensor) -> Tensor:
+        """G [B, C, h, w] -> V [B, V, d, h, w]."""
+        weight, bias, *_ = self.folded()
+        x = F.conv2d(fused, weight, bias)
+        x = torch.relu(self.project.bn(x) if self.training else x)  # [B, V * d, h, w]
+        return x.unflatten(1, (self.count, self.width))
+
+    def classify(self, variates: Tensor) -> Tensor:
+        """V [B, V, d, h, w] -> logits [B, K, h, w]."""
+        *_, weight, bias = self.folded()
+        return F.conv2d(self.dropout(variates.flatten(1, 2)), weight, bias)
+
+    def forward(self, fused: Tensor) -> Tensor:
+        """G [B, C, h, w] -> logits [B, K, h, w]."""
+        return self.classify(self.variates(fused))
+
+
+def _before(entries: tuple[Tensor, ...], distance: int) -> Tensor:
+    """The entry `distance` frames before the last, or the first frame's where the video is shorter."""
+    return entries[max(len(entries) - 1 - distance, 0)]
+
+
+def _cap(mask: Tensor, cap: int | None) -> Tensor:
+    """Keep at most `cap` True values in each row of a mask [B, N], drawn uniformly."""
+    if cap is None or cap >= mask.shape[1]:
+        return mask
+    chosen = torch.where(mask, torch.rand(mask.shape, device=mask.device), -1.0).topk(cap, dim=1).indices
+    return mask & torch.zeros_like(mask).scatter(1, chosen, True)
+
+
+def _check(config: SDCPCConfig) -> None:
+    dssa, ssea = config.dssa, config.ssea
+    if dssa.points not in (4, 9, 16):
+        raise ConfigError(f"dssa.points is {dssa.points}; expected 4, 9 or 16")
+    if not set(dssa.stages) <= {1, 2}:
+        raise ConfigError(f"dssa.stages is {list(dssa.stages)}; expected any of [1, 2], [1], [2], []")
+    if not ssea.levels or not set(ssea.levels) <= {1, 2, 3, 4}:
+        raise ConfigError(f"ssea.levels is {list(ssea.levels)}; expected some of 1, 2, 3, 4")
+
+
+METHOD = SDCPC

@@ -1,0 +1,1 @@
+"""Numeric primitives, each with a plain PyTorch reference of the same signature."""

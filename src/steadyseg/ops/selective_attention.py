@@ -1,0 +1,46 @@
+"""Attention of every pixel over a few fractional positions of another map (SD-CPC, Eq. (2))."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from steadyseg.ops.sample import sample, sample_reference
+
+
+def selective_attention_reference(
+    query: Tensor, keys: Tensor, values: Tensor, points: Tensor, size: tuple[int, int]
+) -> Tensor:
+    """The paper's form: sample keys and values, multiply, sum over channels, soft-max over the points.
+
+    Args:
+        query: float [B, N, C], one per pixel.
+        keys: float [B, M, C], an h x w map row by row.
+        values: float [B, M, C].
+        points: float [B, N, P, 2] (x, y) in pixels of the map, clamped to its border.
+        size: (h, w) of the map; M = h * w.
+
+    Returns:
+        float [B, N, C].
+    """
+    count = points.shape[2]
+    flat = points.flatten(1, 2)  # [B, N * P, 2]
+    key = sample_reference(keys, flat, size, "border").unflatten(1, (-1, count))  # [B, N, P, C]
+    value = sample_reference(values, flat, size, "border").unflatten(1, (-1, count))  # [B, N, P, C]
+    score = (query[:, :, None] * key).sum(-1) * query.shape[-1] ** -0.5  # [B, N, P]
+    return (score.softmax(-1)[..., None] * value).sum(2)  # [B, N, C]
+
+
+def selective_attention(query: Tensor, source: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
+    """The same with one map as keys and values, sampled once.
+
+    Bilinear weights at clamped points sum to one, so sampling commutes with every affine map: keys and values
+    that are affine maps of one source need no maps of their own. Fold the key map into the query and apply the
+    value map to the result; what the key's bias adds is the same for all points and leaves the soft-max unchanged.
+
+    Args and result as in `selective_attention_reference`, with keys = values = `source`.
+    """
+    count = points.shape[2]
+    read = sample(source, points.flatten(1, 2), size, "border").unflatten(1, (-1, count))  # [B, N, P, C]
+    score = torch.einsum("bnc,bnpc->bnp", query, read) * query.shape[-1] ** -0.5  # [B, N, P]
+    return torch.einsum("bnp,bnpc->bnc", score.softmax(-1), read)  # [B, N, C]

@@ -1,0 +1,62 @@
+"""The row-gathering sampler against the plain one, values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from steadyseg.ops.sample import corners, gather_rows, sample, sample_reference
+from steadyseg.ops.selective_attention import selective_attention, selective_attention_reference
+
+
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+@pytest.mark.parametrize("size", [(5, 7), (1, 1), (1, 4), (3, 1)])
+def test_sampler_equals_reference(padding: str, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    h, w = size
+    tokens = torch.randn(2, h * w, 6, dtype=torch.float32)
+    points = torch.rand(2, 200, 2) * torch.tensor([w + 4.0, h + 4.0]) - 2.5
+    results = []
+    for function in (sample_reference, sample):
+        t, p = tokens.clone().requires_grad_(), points.clone().requires_grad_()
+        out = function(t, p, size, padding)
+        out.square().sum().backward()
+        results.append((out.detach(), t.grad, p.grad))
+    for plain, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():
+        torch.testing.assert_close(sample(tokens, points, size, padding), results[0][0], rtol=1e-4, atol=1e-5)
+
+
+def test_far_points_are_safe() -> None:
+    """Offsets are unbounded: huge coordinates read the border or zero and never leave the map."""
+    tokens = torch.randn(1, 6, 3)
+    points = torch.tensor([[[1e9, -1e9], [-1e9, 1e9], [1e30, 1e30]]])
+    border = sample(tokens, points, (2, 3), "border")
+    torch.testing.assert_close(border[0], tokens[0, [2, 3, 5]])
+    assert not sample(tokens, points, (2, 3), "zeros").any()
+    index, _ = corners(points, (2, 3), "zeros")
+    assert index.min() >= 0 and index.max() < 6
+
+
+def test_gather_rows_gradients() -> None:
+    """Against a dense product, in both arguments, with repeated and unused rows."""
+    torch.manual_seed(0)
+    tokens = torch.randn(2, 9, 4, requires_grad=True)
+    weight = torch.randn(2, 5, 3, requires_grad=True)
+    index = torch.randint(0, 5, (2, 5, 3))
+    plain = torch.stack([(weight[b, ..., None] * tokens[b][index[b]]).sum(1) for b in range(2)])
+    upstream = torch.randn_like(plain)
+    expected = torch.autograd.grad(plain, (tokens, weight), upstream)
+    ours = gather_rows(tokens, index, weight)
+    torch.testing.assert_close(ours, plain)
+    for a, b in zip(torch.autograd.grad(ours, (tokens, weight), upstream), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_selective_attention_equals_reference() -> None:
+    torch.manual_seed(0)
+    query, source = torch.randn(2, 35, 8), torch.randn(2, 35, 8)
+    points = torch.rand(2, 35, 9, 2) * 10 - 2
+    expected = selective_attention_reference(query, source, source, points, (5, 7))
+    torch.testing.assert_close(selective_attention(query, source, points, (5, 7)), expected, rtol=1e-4, atol=1e-5)
