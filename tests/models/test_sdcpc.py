@@ -119,6 +119,26 @@ def test_target_logits_of_forward_equal_step() -> None:
         torch.testing.assert_close(model(sample)["ce"], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("row", ["SD-CPC", "direct", "w/o stage 1", "w/o stage 2", "w/o DSSA"])
+def test_graphs_stream_like_step(row: str) -> None:
+    """A loop over the graphs alone, with its own ring buffers, gives what `step` gives."""
+    model = build(**ABLATION[row]).eval()
+    images = frames(9)
+    with torch.inference_mode():
+        graphs = model.graphs(images[0])
+        run = lambda name, *maps: graphs[name].function(*maps)[0]  # noqa: E731
+        features, aligned = [], []
+        for t, logits in enumerate(model.segment(images)):
+            features.append(run("encode", images[t]))
+            near, far = features[max(t - 3, 0)], features[max(t - 6, 0)]
+            if "align" in graphs:
+                aligned.append(run("align", features[t], near))
+                near = aligned[max(t - 3, 0)]
+            references = (near, far)[: len(graphs["aggregate"].inputs) - 1]
+            result = run("aggregate", features[t], *references)
+            torch.testing.assert_close(result, logits, rtol=1e-5, atol=1e-5)
+
+
 def test_state_does_not_grow() -> None:
     for options in ({}, {"dssa": DSSAConfig(order="direct")}):
         model = build(**options).eval()

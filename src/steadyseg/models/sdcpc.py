@@ -35,7 +35,6 @@ Computed differently, with the same result:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -187,9 +186,9 @@ class SDCPC(VideoSegmenter):
     def aggregate(self, features: tuple[Tensor, ...]) -> Tensor:
         """S of the frames t-6, t-3, t (fewer: the first is repeated) -> G [B, C, h, w]."""
         near, far = features[max(len(features) - 2, 0)], features[max(len(features) - 3, 0)]
-        if self.config.dssa.order == "direct" or 1 not in self.config.dssa.stages:
-            return self.dssa.direct(features[-1], near, far)
-        return self.dssa.progressive(features[-1], self.dssa.align(near, far), far)
+        if self.dssa.is_progressive:
+            near = self.dssa.align(near, far)
+        return self.dssa(features[-1], near, far)
 
     def prototype_terms(self, variates: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The two terms of MCP-CL, weighted (Eqs. (4) to (7)).
@@ -226,47 +225,34 @@ class SDCPC(VideoSegmenter):
         features = (*state.features, feature)
         near, far = _before(features, 3), _before(features, 6)
         parts, aligned = state.parts, state.aligned
-        if 1 not in self.config.dssa.stages:
-            fused = self.dssa.direct(feature, near, far)
-        elif self.config.dssa.order == "direct":
-            parts = (*parts, self.dssa.offsets1.reference_part(feature))
-            fused = self.dssa.direct(feature, near, far, (_before(parts, 3), _before(parts, 6)))
-        else:
+        if self.dssa.is_progressive:
             part = self.dssa.offsets1.query_part(feature)
             aligned = (*aligned, self.dssa.align(feature, near, part))
             fused = self.dssa.progressive(feature, _before(aligned, 3), far, part)
+        elif 1 in self.config.dssa.stages:
+            parts = (*parts, self.dssa.offsets1.reference_part(feature))
+            fused = self.dssa.direct(feature, near, far, (_before(parts, 3), _before(parts, 6)))
+        else:
+            fused = self.dssa.direct(feature, near, far)
         return self.head(fused), SDCPCState(features[-6:], aligned[-3:], parts[-6:])
 
     def graphs(self, frame: Tensor) -> dict[str, Graph]:
-        """Return "encode" (frame -> feature) and what follows it in `step`, all on tensors.
+        """Return the parts of `step` on tensors: which maps they read from the state is `step`'s business.
 
-        Progressive order: "align" (feature, near -> aligned) and "aggregate" (feature, aligned, far -> logits).
-        Direct order: "part" (feature -> part) and "aggregate" (feature, near, far, near_part, far_part -> logits).
-        Without stage 1: "aggregate" (feature, near, far -> logits); without any stage: (feature -> logits).
+        "encode" (frame -> feature); in the progressive order "align" (feature, near -> aligned); "aggregate"
+        (feature, aligned, far -> logits), where `aligned` is the plain near map in the direct order or without
+        stage 1, and both references are missing without any stage.
         """
         with torch.no_grad():
             feature = self.encode(frame)
         graphs = {"encode": Graph(lambda frame: (self.encode(frame),), {"frame": frame}, ("feature",))}
-
-        def add(name: str, function: Callable[..., Tensor], inputs: dict[str, Tensor], output: str) -> None:
-            graphs[name] = Graph(lambda *tensors: (function(*tensors),), inputs, (output,))
-
-        dssa, head = self.dssa, self.head
-        pair = {"feature": feature, "near": feature}
-        if not self.config.dssa.stages:
-            add("aggregate", head, {"feature": feature}, "logits")
-        elif 1 not in self.config.dssa.stages:
-            add("aggregate", lambda *x: head(dssa.direct(*x)), {**pair, "far": feature}, "logits")
-        elif self.config.dssa.order == "direct":
-            with torch.no_grad():
-                part = dssa.offsets1.reference_part(feature)
-            inputs = {**pair, "far": feature, "near_part": part, "far_part": part}
-            add("part", dssa.offsets1.reference_part, {"feature": feature}, "part")
-            add("aggregate", lambda s, near, far, p, q: head(dssa.direct(s, near, far, (p, q))), inputs, "logits")
-        else:
-            inputs = {"feature": feature, "aligned": feature, "far": feature}
-            add("align", dssa.align, pair, "aligned")
-            add("aggregate", lambda *x: head(dssa.progressive(*x)), inputs, "logits")
+        inputs = {"feature": feature}
+        if self.dssa.is_progressive:
+            pair = {"feature": feature, "near": feature}
+            graphs["align"] = Graph(lambda *maps: (self.dssa.align(*maps),), pair, ("aligned",))
+        if self.config.dssa.stages:
+            inputs |= {"aligned" if self.dssa.is_progressive else "near": feature, "far": feature}
+        graphs["aggregate"] = Graph(lambda *maps: (self.head(self.dssa(*maps)),), inputs, ("logits",))
         return graphs
 
 
@@ -362,12 +348,24 @@ class DSSA(nn.Module):
         super().__init__()
         width, points = config.width, config.dssa.points
         self.stages = config.dssa.stages
+        self.is_progressive = config.dssa.order == "progressive" and 1 in self.stages
         if 1 in self.stages:
             self.offsets1 = InterleavedOffsets(width, points, config.dssa.interleave)
             self.stage1 = SelectiveStep(width)
         if 2 in self.stages:
             self.offsets2 = DifferenceOffsets(width, points)
             self.stage2 = SelectiveStep(width)
+
+    def forward(self, feature: Tensor, *references: Tensor) -> Tensor:
+        """S^t and its references, each [B, C, h, w] -> G^t.
+
+        The references are (A^{t-3}, S^{t-6}) in the progressive order, (S^{t-3}, S^{t-6}) in the direct one; without
+        any stage they are not read.
+        """
+        if not self.stages:
+            return feature
+        near, far = references
+        return self.progressive(feature, near, far) if self.is_progressive else self.direct(feature, near, far)
 
     def align(self, feature: Tensor, near: Tensor, part: Tensor | None = None) -> Tensor:
         """Progressive order, first step: A = stage 1 of S [B, C, h, w] reading the S three frames before it.
