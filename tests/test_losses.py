@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from steadyseg.losses import class_prototypes, cross_entropy, prototype_contrast, variate_similarity
+from steadyseg.losses import class_prototypes, cross_entropy, draw, prototype_contrast, variate_similarity
 from steadyseg.types import IGNORE
 
 
@@ -56,3 +56,12 @@ def test_similarity_bounds() -> None:
     simplex = torch.eye(4) - 0.25  # four vectors that point as far from each other as they can
     assert variate_similarity(simplex[None]).item() == pytest.approx(-1 / 3, abs=1e-6)
     assert variate_similarity(torch.ones(2, 1, 8)) == 0
+
+
+def test_draw_keeps_at_most_the_cap() -> None:
+    torch.manual_seed(0)
+    mask = torch.rand(3, 50) < torch.tensor([[0.9], [0.05], [0.0]])
+    kept = draw(mask, 5)
+    assert (kept <= mask).all()
+    assert kept.sum(1).tolist() == [5, min(5, int(mask[1].sum())), 0]
+    assert torch.equal(draw(mask, None), mask)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadyseg.layers import ConvNorm, Folding, norm_affine, resize
+from steadyseg.layers import ConvNorm, Folding, resize
 
 
 class SegFormerDecoder(Folding):
@@ -37,13 +36,11 @@ class SegFormerDecoder(Folding):
 
     def fold(self) -> tuple[Tensor, ...]:
         """Return the shared bias [D] and, deepest level first, one weight [D, C, 1, 1] a level."""
-        slices = self.linear_fuse.conv.weight.flatten(1).chunk(len(self.levels), dim=1)  # each [D, D]
+        fuse, bias = self.linear_fuse.merged()
+        slices = fuse.flatten(1).chunk(len(self.levels), dim=1)  # each [D, D]
         linears = [getattr(self, f"linear_c{level}").proj for level in self.levels]
         weights = [part @ linear.weight for part, linear in zip(slices, linears, strict=True)]  # [D, C]
-        bias = sum(part @ linear.bias for part, linear in zip(slices, linears, strict=True))  # [D]
-        if not self.training:
-            scale, shift = norm_affine(self.linear_fuse.bn)
-            weights, bias = [weight * scale[:, None] for weight in weights], bias * scale + shift
+        bias = bias + sum(part @ linear.bias for part, linear in zip(slices, linears, strict=True))  # [D]
         return bias, *(weight[:, :, None, None] for weight in weights)
 
     def features(self, stages: dict[str, Tensor]) -> Tensor:
@@ -53,7 +50,7 @@ class SegFormerDecoder(Folding):
         fused = F.conv2d(stages["stage1"], weights[-1], bias)  # [B, D, h_1, w_1]
         for level, weight in zip(self.levels[:-1], weights[:-1], strict=True):
             fused = fused + resize(F.conv2d(stages[f"stage{level}"], weight), size)
-        return torch.relu(self.linear_fuse.bn(fused) if self.training else fused)
+        return self.linear_fuse.finish(fused)
 
     def forward(self, stages: dict[str, Tensor]) -> Tensor:
         """stages "stage1".."stage4" [B, C_i, h_i, w_i] -> logits [B, K, h_1, w_1]."""

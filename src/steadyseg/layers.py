@@ -52,13 +52,6 @@ def _discard(module: Folding, *_: Any) -> None:
     module._folded = None
 
 
-def norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Return the scale and shift, each [C], that a batch norm applies in evaluation mode."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return scale, norm.bias - norm.running_mean * scale
-
-
 def to_tokens(x: Tensor) -> Tensor:
     """[B, C, h, w] -> [B, N, C]; a view where the map is stored channels-last."""
     return x.flatten(2).transpose(1, 2)  # [B, N, C]
@@ -93,12 +86,27 @@ class DropPath(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """A 1x1 convolution without bias and a batch norm, with the names of published decode heads (conv, bn)."""
+    """A 1x1 convolution without bias and a batch norm, with the names of published decode heads (conv, bn).
+
+    Its users apply `merged` themselves, each where it is cheapest, and then `finish`.
+    """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, width, 1, bias=False)
         self.bn = nn.BatchNorm2d(width)
+
+    def merged(self) -> tuple[Tensor, Tensor]:
+        """Return weight [D, C, 1, 1] and bias [D] of the convolution; with the norm inside in evaluation mode."""
+        if self.training:
+            return self.conv.weight, torch.zeros_like(self.bn.bias)
+        assert self.bn.running_mean is not None and self.bn.running_var is not None
+        scale = self.bn.weight * torch.rsqrt(self.bn.running_var + self.bn.eps)
+        return self.conv.weight * scale[:, None, None, None], self.bn.bias - self.bn.running_mean * scale
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What follows the merged convolution: the norm where it is not inside yet, and the ReLU; x [B, D, h, w]."""
+        return torch.relu(self.bn(x) if self.training else x)
 
 
 class DeformableConv(nn.Module):

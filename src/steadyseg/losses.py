@@ -87,3 +87,11 @@ def variate_similarity(prototypes: Tensor) -> Tensor:
     cosines = unit @ unit.transpose(1, 2)  # [P, V, V]
     row, column = torch.triu_indices(variates, variates, offset=1, device=cosines.device)
     return cosines[:, row, column].mean()
+
+
+def draw(mask: Tensor, cap: int | None) -> Tensor:
+    """Keep at most `cap` True values, drawn uniformly, in each row of a mask [B, N]; None keeps all."""
+    if cap is None or cap >= mask.shape[1]:
+        return mask
+    chosen = torch.where(mask, torch.rand(mask.shape, device=mask.device), -1.0).topk(cap, dim=1).indices
+    return mask & torch.zeros_like(mask).scatter(1, chosen, True)

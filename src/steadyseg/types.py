@@ -99,9 +99,22 @@ class Frame(NamedTuple):
 
     image: Tensor
     """uint8 [3, H, W] RGB."""
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which no one needs here
     """Frame number in its video."""
     time: float
     """Seconds since the start of the video."""
     labels: Tensor | None = None
     """uint8 [H, W] class index or IGNORE; None where not annotated."""
+
+
+def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
+    """Return the usual bit-interleaved label colours (PASCAL VOC's scheme), one RGB triple a class."""
+    colours = []
+    for number in range(1, num_classes + 1):
+        r = g = b = 0
+        for bit in range(8):
+            r |= (number >> (3 * bit) & 1) << (7 - bit)
+            g |= (number >> (3 * bit + 1) & 1) << (7 - bit)
+            b |= (number >> (3 * bit + 2) & 1) << (7 - bit)
+        colours.append((r, g, b))
+    return tuple(colours)

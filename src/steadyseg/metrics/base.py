@@ -10,7 +10,13 @@ from steadyseg.types import Frame
 
 
 class Metric(Protocol):
-    """A streaming score. Its memory does not depend on the number of frames."""
+    """A streaming score. Its memory does not depend on the number of frames.
+
+    Attributes:
+        protocol: the scores' names and how they are made, such as "TC (dis, nearest warp)".
+    """
+
+    protocol: str
 
     def start(self, video: str) -> None:
         """Begin a new video."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from steadyseg.backbones.base import Backbone
-from steadyseg.types import Clip, ShapeError, check_shape
+from steadyseg.types import Clip, ShapeError, check_shape, default_palette
 
 State = Any
 """A NamedTuple of tensors, tuples of tensors and ints; each method declares its own, in its own file."""
@@ -138,16 +138,3 @@ class VideoSegmenter(nn.Module, ABC):
             groups.append({"name": name, "params": plain, "lr": lr * factor})
             groups.append({"name": f"{name} norms", "params": normed, "lr": lr * factor, "weight_decay": 0.0})
         return [group for group in groups if group["params"]]
-
-
-def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
-    """Return the usual bit-interleaved label colours (PASCAL VOC's scheme), one RGB triple a class."""
-    colours = []
-    for number in range(1, num_classes + 1):
-        r = g = b = 0
-        for bit in range(8):
-            r |= (number >> (3 * bit) & 1) << (7 - bit)
-            g |= (number >> (3 * bit + 1) & 1) << (7 - bit)
-            b |= (number >> (3 * bit + 2) & 1) << (7 - bit)
-        colours.append((r, g, b))
-    return tuple(colours)

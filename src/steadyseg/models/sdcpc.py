@@ -47,13 +47,12 @@ from steadyseg.layers import (
     ConvNorm,
     DeformableConv,
     Folding,
-    norm_affine,
     pixel_centres,
     resize,
     to_map,
     to_tokens,
 )
-from steadyseg.losses import class_prototypes, cross_entropy, prototype_contrast, variate_similarity
+from steadyseg.losses import class_prototypes, cross_entropy, draw, prototype_contrast, variate_similarity
 from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter
 from steadyseg.ops.selective_attention import selective_attention
 from steadyseg.types import IGNORE, Clip, ConfigError, ShapeError
@@ -205,7 +204,7 @@ class SDCPC(VideoSegmenter):
         with torch.autocast(logits.device.type, enabled=False):
             pixels = variates.float().permute(0, 3, 4, 1, 2).flatten(0, 2)  # [B * N, V, d]
             prototypes, present = class_prototypes(pixels, small.flatten(), mask.flatten(), self.num_classes)
-            query = _cap(mask.flatten(1), mcp.query_cap).flatten()  # [B * N]
+            query = draw(mask.flatten(1), mcp.query_cap).flatten()  # [B * N]
             contrast = prototype_contrast(pixels[query], small.flatten()[query], prototypes, present, mcp.temperature)
             similarity = variate_similarity(prototypes)
         return {"contrast": mcp.contrast_weight * contrast, "similarity": mcp.similarity_weight * similarity}
@@ -299,10 +298,7 @@ class Fusion(Folding):
 
     def fold(self) -> tuple[Tensor, ...]:
         """Return the bias [C] and one weight [C, C_i, 1, 1] a level; the norm is in both in evaluation."""
-        weight, bias = self.fuse.conv.weight, torch.zeros_like(self.fuse.bn.bias)
-        if not self.training:
-            scale, bias = norm_affine(self.fuse.bn)
-            weight = weight * scale[:, None, None, None]
+        weight, bias = self.fuse.merged()
         return bias, *weight.split(self.widths, dim=1)
 
     def forward(self, stages: dict[str, Tensor]) -> Tensor:
@@ -316,7 +312,7 @@ class Fusion(Folding):
                 fused = fused + F.conv2d(resize(x, size), weight)
             else:
                 fused = fused + resize(F.conv2d(x, weight), size)
-        return torch.relu(self.fuse.bn(fused) if self.training else fused)
+        return self.fuse.finish(fused)
 
 
 class LinearAttention(nn.Module):
@@ -529,10 +525,7 @@ class VariateHead(Folding):
 
     def fold(self) -> tuple[Tensor, ...]:
         """Return weight and bias of the projection (with the norm in evaluation) and of the mean classifier."""
-        weight, bias = self.project.conv.weight, torch.zeros_like(self.project.bn.bias)
-        if not self.training:
-            scale, bias = norm_affine(self.project.bn)
-            weight = weight * scale[:, None, None, None]
+        weight, bias = self.project.merged()
         each = self.classifiers.weight.unflatten(0, (self.count, -1))[..., 0, 0]  # [V, K, d]
         mean = each.transpose(0, 1).flatten(1) / self.count  # [K, V * d]
         assert self.classifiers.bias is not None
@@ -541,8 +534,7 @@ class VariateHead(Folding):
     def variates(self, fused: Tensor) -> Tensor:
         """G [B, C, h, w] -> V [B, V, d, h, w]."""
         weight, bias, *_ = self.folded()
-        x = F.conv2d(fused, weight, bias)
-        x = torch.relu(self.project.bn(x) if self.training else x)  # [B, V * d, h, w]
+        x = self.project.finish(F.conv2d(fused, weight, bias))  # [B, V * d, h, w]
         return x.unflatten(1, (self.count, self.width))
 
     def classify(self, variates: Tensor) -> Tensor:
@@ -558,14 +550,6 @@ class VariateHead(Folding):
 def _before(entries: tuple[Tensor, ...], distance: int) -> Tensor:
     """The entry `distance` frames before the last, or the first frame's where the video is shorter."""
     return entries[max(len(entries) - 1 - distance, 0)]
-
-
-def _cap(mask: Tensor, cap: int | None) -> Tensor:
-    """Keep at most `cap` True values in each row of a mask [B, N], drawn uniformly."""
-    if cap is None or cap >= mask.shape[1]:
-        return mask
-    chosen = torch.where(mask, torch.rand(mask.shape, device=mask.device), -1.0).topk(cap, dim=1).indices
-    return mask & torch.zeros_like(mask).scatter(1, chosen, True)
 
 
 def _check(config: SDCPCConfig) -> None:
