@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from steadyseg.types import Frame
+
+if TYPE_CHECKING:
+    from steadyseg.data.files import FileVideo
 
 
 class VideoSource(ABC):
@@ -42,3 +46,7 @@ class VideoSource(ABC):
         Raises:
             DataError: naming the file that cannot be read or has a wrong size or label.
         """
+
+    def files(self, name: str) -> FileVideo | None:
+        """Return the files behind video `name`, for auditing; None where frames are made, not stored."""
+        return None

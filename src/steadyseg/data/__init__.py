@@ -1,0 +1,91 @@
+"""Data sets, one file each; a source is one split of one of them."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from steadyseg.types import ConfigError
+
+if TYPE_CHECKING:
+    from steadyseg.data.source import VideoSource
+
+__all__ = ["SourceConfig", "names", "open_source"]
+
+_SOURCES = {
+    "streets": "StreetsSource",
+    "camvid": "CamVidSource",
+    "vspw": "VSPWSource",
+    "cityscapes": "CityscapesSource",
+    "folder": "FolderSource",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One split of one data set, as named in a config or on the command line."""
+
+    source: str = "streets"
+    """A name of steadyseg.data.names()."""
+    root: str | None = None
+    """Folder of the data set; None is $STEADYSEG_DATA/<source>. Streets needs none."""
+    split: str = "train"
+    """Usually train, val or test."""
+    still: bool = False
+    """Training clips come from single labelled frames moved by a random camera path, not from real neighbours."""
+    weight: float = 1.0
+    """Share among several training sources."""
+    size: tuple[int, int] = (360, 480)
+    """Streets only: height and width of a frame."""
+    length: int = 40
+    """Streets only: frames a video."""
+    videos: int = 64
+    """Streets only: number of videos."""
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ConfigError(f"weight of source '{self.source}' is {self.weight}; expected more than 0")
+
+
+def names() -> list[str]:
+    """Return the names of the data sets."""
+    return list(_SOURCES)
+
+
+def open_source(config: SourceConfig) -> VideoSource:
+    """Open one split; only the file of that data set is imported.
+
+    Raises:
+        ConfigError: if the name or the split is unknown, or no folder is given or found.
+        DataError: if the folder does not hold the data set.
+    """
+    if config.source not in _SOURCES:
+        near = difflib.get_close_matches(config.source, _SOURCES, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(_SOURCES)}"
+        raise ConfigError(f"unknown source '{config.source}'{hint}")
+    source = getattr(import_module(f"{__name__}.{config.source}"), _SOURCES[config.source])
+    if config.source == "streets":
+        return source(split=config.split, size=config.size, length=config.length, videos=config.videos)
+    return source(_root(config), config.split)
+
+
+def _root(config: SourceConfig) -> Path:
+    if config.root is not None:
+        root = Path(config.root).expanduser()
+        if not root.is_dir():
+            raise ConfigError(f"root {config.root} of source '{config.source}' is not a folder")
+        return root
+    home = os.environ.get("STEADYSEG_DATA")
+    if not home:
+        raise ConfigError(
+            f"source '{config.source}' has no folder: set its root, or set STEADYSEG_DATA to a folder that holds "
+            f"{config.source}/"
+        )
+    root = Path(home).expanduser() / config.source
+    if not root.is_dir():
+        raise ConfigError(f"source '{config.source}': {root} is not a folder; set its root, or change STEADYSEG_DATA")
+    return root
