@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadyseg.layers import ConvNorm, Folding, resize
+from steadyseg.layers import ConvNorm, Folding, resize, to_map, to_tokens
 
 
 class SegFormerDecoder(Folding):
@@ -45,12 +46,19 @@ class SegFormerDecoder(Folding):
 
     def features(self, stages: dict[str, Tensor]) -> Tensor:
         """stages "stage1".."stage4" [B, C_i, h_i, w_i] -> fused map [B, D, h_1, w_1], after the ReLU."""
-        bias, *weights = self.folded()
         size = (stages["stage1"].shape[2], stages["stage1"].shape[3])
+        if self.is_plain:
+            return self.linear_fuse(torch.cat([self.project(stages, level, size) for level in self.levels], dim=1))
+        bias, *weights = self.folded()
         fused = F.conv2d(stages["stage1"], weights[-1], bias)  # [B, D, h_1, w_1]
         for level, weight in zip(self.levels[:-1], weights[:-1], strict=True):
             fused = fused + resize(F.conv2d(stages[f"stage{level}"], weight), size)
         return self.linear_fuse.finish(fused)
+
+    def project(self, stages: dict[str, Tensor], level: int, size: tuple[int, int]) -> Tensor:
+        """Literal form: the linear map of one level, resized; -> [B, D, h_1, w_1]."""
+        tokens = getattr(self, f"linear_c{level}").proj(to_tokens(stages[f"stage{level}"]))  # [B, N, D]
+        return resize(to_map(tokens, (stages[f"stage{level}"].shape[2], stages[f"stage{level}"].shape[3])), size)
 
     def forward(self, stages: dict[str, Tensor]) -> Tensor:
         """stages "stage1".."stage4" [B, C_i, h_i, w_i] -> logits [B, K, h_1, w_1]."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Self
 
 import torch
@@ -12,9 +14,21 @@ from torch import Tensor, nn
 
 from steadyseg.ops.sample import corners, gather_rows
 
+_PLAIN = ContextVar("plain", default=False)
+
+
+@contextmanager
+def plain_forms() -> Iterator[None]:
+    """Within this context every Folding module computes its paper's literal form: to count its cost, or to compare."""
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
+
 
 class Folding(nn.Module, ABC):
-    """A module whose chain of linear maps merges into fewer tensors.
+    """A module whose chain of linear maps merges into fewer tensors, and which keeps its literal form as a reference.
 
     The merged tensors are computed with gradients while training, and once, then kept, while the module is in
     evaluation mode and gradients are off. Changing the mode, device, dtype or weights discards what was kept.
@@ -28,6 +42,11 @@ class Folding(nn.Module, ABC):
     @abstractmethod
     def fold(self) -> tuple[Tensor, ...]:
         """Merge the module's parameters; the normalisation too if, and only if, the module is in evaluation mode."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the literal form is asked for, by `plain_forms`."""
+        return _PLAIN.get()
 
     def folded(self) -> tuple[Tensor, ...]:
         """Return `fold()`, kept where that is safe. Always computed without autocast."""
@@ -88,13 +107,18 @@ class DropPath(nn.Module):
 class ConvNorm(nn.Module):
     """A 1x1 convolution without bias and a batch norm, with the names of published decode heads (conv, bn).
 
-    Its users apply `merged` themselves, each where it is cheapest, and then `finish`.
+    Called, it computes convolution, norm and ReLU. Folding modules apply `merged` themselves, each where it is
+    cheapest, and then `finish`.
     """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, width, 1, bias=False)
         self.bn = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, C, h, w] -> [B, D, h, w]."""
+        return torch.relu(self.bn(self.conv(x)))
 
     def merged(self) -> tuple[Tensor, Tensor]:
         """Return weight [D, C, 1, 1] and bias [D] of the convolution; with the norm inside in evaluation mode."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from steadyseg import models
+from steadyseg.layers import plain_forms
 from steadyseg.models.base import VideoSegmenter
 from steadyseg.types import IGNORE, Clip, ShapeError
 
@@ -199,6 +200,15 @@ def test_bf16_stays_close(name: str) -> None:
         half = stream(model, video(4))[-1]
     assert torch.isfinite(half).all()
     assert (half.float() - plain).norm() / plain.norm() < 0.1
+
+
+def test_plain_forms_agree(name: str) -> None:
+    """The paper's literal form, module by module, gives the same logits."""
+    model = liven(build(name)).eval()
+    fast = stream(model, video(8))
+    with plain_forms():
+        for ours, plain in zip(fast, stream(model, video(8)), strict=True):
+            torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_folding_changes_nothing(name: str) -> None:

@@ -54,7 +54,7 @@ from steadyseg.layers import (
 )
 from steadyseg.losses import class_prototypes, cross_entropy, draw, prototype_contrast, variate_similarity
 from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter
-from steadyseg.ops.selective_attention import selective_attention
+from steadyseg.ops.selective_attention import selective_attention, selective_attention_reference
 from steadyseg.types import IGNORE, Clip, ConfigError, ShapeError
 
 EPS = 1e-6
@@ -303,8 +303,10 @@ class Fusion(Folding):
 
     def forward(self, stages: dict[str, Tensor]) -> Tensor:
         """stages [B, C_i, h_i, w_i] -> [B, C, h, w]."""
-        bias, *weights = self.folded()
         size = (stages[self.grid].shape[2], stages[self.grid].shape[3])
+        if self.is_plain:
+            return self.fuse(torch.cat([resize(stages[f"stage{level}"], size) for level in self.levels], dim=1))
+        bias, *weights = self.folded()
         fused = bias[:, None, None]  # [C, 1, 1]
         for level, weight in zip(self.levels, weights, strict=True):
             x = stages[f"stage{level}"]
@@ -424,9 +426,12 @@ class SelectiveStep(Folding):
 
     def forward(self, query: Tensor, reference: Tensor, points: Tensor) -> Tensor:
         """query and reference [B, C, h, w], points [B, N, P, 2] (x, y) in pixels -> query + what it read."""
+        size, width = (query.shape[2], query.shape[3]), query.shape[1]
+        if self.is_plain:
+            q, r = self.norm_query(to_tokens(query)), self.norm_reference(to_tokens(reference))  # [B, N, C]
+            read = selective_attention_reference(self.query(q), self.key(r), self.value(r), points, size)
+            return query + to_map(read, size)
         query_weight, query_bias, value_weight, value_bias = self.folded()
-        size = (query.shape[2], query.shape[3])
-        width = query.shape[1]
         q = F.linear(F.layer_norm(to_tokens(query), (width,), eps=EPS), query_weight, query_bias)  # [B, N, C]
         source = F.layer_norm(to_tokens(reference), (width,), eps=EPS)  # [B, N, C]
         read = selective_attention(q, source, points, size)  # [B, N, C]
@@ -533,14 +538,18 @@ class VariateHead(Folding):
 
     def variates(self, fused: Tensor) -> Tensor:
         """G [B, C, h, w] -> V [B, V, d, h, w]."""
+        if self.is_plain:
+            return self.project(fused).unflatten(1, (self.count, self.width))
         weight, bias, *_ = self.folded()
-        x = self.project.finish(F.conv2d(fused, weight, bias))  # [B, V * d, h, w]
-        return x.unflatten(1, (self.count, self.width))
+        return self.project.finish(F.conv2d(fused, weight, bias)).unflatten(1, (self.count, self.width))
 
     def classify(self, variates: Tensor) -> Tensor:
         """V [B, V, d, h, w] -> logits [B, K, h, w]."""
+        x = self.dropout(variates.flatten(1, 2))  # [B, V * d, h, w]
+        if self.is_plain:
+            return self.classifiers(x).unflatten(1, (self.count, -1)).mean(1)
         *_, weight, bias = self.folded()
-        return F.conv2d(self.dropout(variates.flatten(1, 2)), weight, bias)
+        return F.conv2d(x, weight, bias)
 
     def forward(self, fused: Tensor) -> Tensor:
         """G [B, C, h, w] -> logits [B, K, h, w]."""
