@@ -1,0 +1,304 @@
+"""An experiment as frozen values: what to train, on what, how, and which published result it repeats.
+
+A YAML file holds only what differs from the defaults. Reading is strict: an unknown key, a missing value or a wrong
+type is an error that names the key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from steadyseg import models
+from steadyseg.data import SourceConfig
+from steadyseg.data.clips import DataConfig
+from steadyseg.models.base import ModelConfig
+from steadyseg.types import ConfigError
+
+FOLDER = Path(__file__).parent / "configs"
+"""The shipped configs, ``<method>_<backbone>_<dataset>.yaml``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train; the defaults are the SegFormer recipe."""
+
+    iterations: int = 160_000
+    """Optimiser steps of the whole run."""
+    batch_size: int = 2
+    """Clips a process and step."""
+    lr: float = 6e-5
+    """Peak learning rate of the backbone; everything else learns ten times as fast."""
+    warmup: int = 1500
+    """Steps over which the rate rises linearly from a millionth of its value; 0 for none."""
+    power: float = 1.0
+    """Exponent of the polynomial decay to zero; 1 is linear."""
+    weight_decay: float = 0.01
+    """AdamW's decay, except for norm layers."""
+    clip_norm: float | None = None
+    """Largest L2 norm of the gradient; None does not clip."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Arithmetic of the forward pass; weights and optimiser stay in 32 bits."""
+    workers: int = 2
+    """Processes that prepare clips, for each training process; 0 prepares them in between."""
+    seed: int = 0
+    """Decides initial weights, order and augmentation of the clips, dropout and drop path."""
+    init: str | None = None
+    """Weights whose backbone starts the training: a file, a folder, a shipped name or a hub id; None is random."""
+    class_weights: Literal["none", "sqrt_median", "median"] = "none"
+    """Weights of the cross-entropy: ones; median frequency / frequency of the class; or the square root of that."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between two checkpoints; there is always one at the end."""
+    log_every: int = 20
+    """Steps between two logged values."""
+    channels_last: bool = False
+    """Store convolution weights channels-last."""
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    """Kind of device."""
+    devices: int | str = "auto"
+    """Devices (training processes) a machine: a number, "auto", or a list such as "0,2"."""
+    nodes: int = 1
+    """Machines."""
+    strategy: str = "auto"
+    """How processes work together, by Lightning Fabric's name: "auto", "ddp" or "ddp_find_unused_parameters_true"."""
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not value >= least:
+                raise ConfigError(f"train.{name} is {value}; expected at least {least}")
+        for name in ("lr", "power", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"train.{name} is {value}; expected more than 0")
+
+
+_LEAST = {
+    **dict.fromkeys(("iterations", "batch_size", "log_every", "nodes"), 1),
+    **dict.fromkeys(("warmup", "weight_decay", "workers", "seed", "checkpoint_minutes"), 0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """How to evaluate."""
+
+    source: SourceConfig = field(default_factory=lambda: SourceConfig(split="val"))
+    """The split to score."""
+    base: tuple[int, int] | None = None
+    """Long and short side, in pixels, that frames are scaled to fit, keeping their aspect; None keeps their size."""
+    resize: Literal["exact", "align32"] = "exact"
+    """Then leave the frame as it is, or stretch both sides up to multiples of 32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that decides a result."""
+
+    method: str
+    """A name of steadyseg.models.names()."""
+    model: ModelConfig
+    """That method's own Config."""
+    data: DataConfig
+    train: TrainConfig
+    eval: EvalConfig
+    reproduces: str = ""
+    """Paper, table and row."""
+    published: Mapping[str, float] = field(default_factory=dict)
+    """The published scores of that row by metric, as printed."""
+
+
+def names() -> list[str]:
+    """Return the names of the shipped configs."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(name: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read a config.
+
+    Args:
+        name: a YAML file, or the name of a shipped config.
+        overrides: assignments that win over the file, such as "train.lr=6e-5" or "data.train.0.root=/data/camvid".
+
+    Raises:
+        ConfigError: if there is no such config; if a key is unknown, with the nearest known one; if a value has
+            the wrong type, with the expected one.
+    """
+    raw = _read_yaml(_find(name))
+    for override in overrides:
+        _assign(raw, override)
+    return from_dict(raw)
+
+
+def from_dict(raw: Mapping[str, Any]) -> Experiment:
+    """Build an experiment from plain values, as a config file or `to_dict` gives them.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    if not isinstance(raw.get("method"), str):
+        raise ConfigError(f"the config needs a method, one of {', '.join(models.names())}; got {raw.get('method')!r}")
+    options = models.method(raw["method"]).Config
+    sections: dict[str, Any] = {"model": {}, "data": {}, "train": {}, "eval": {}}
+    filled = {**sections, **{key: value for key, value in raw.items() if value is not None}}
+    experiment: Experiment = _build(Experiment, filled, "", {"model": options, "published": dict[str, float]})
+    return experiment
+
+
+def to_dict(experiment: Experiment) -> dict[str, Any]:
+    """Return an experiment as plain dicts, lists, strings and numbers, with every default written out."""
+    plain: dict[str, Any] = _plain(dataclasses.asdict(experiment))
+    return plain
+
+
+def options_to_dict(options: ModelConfig) -> dict[str, Any]:
+    """Return a method's Config as plain dicts, lists, strings and numbers."""
+    plain: dict[str, Any] = _plain(dataclasses.asdict(options))
+    return plain
+
+
+def options_from_dict(method: str, raw: Mapping[str, Any]) -> ModelConfig:
+    """Build a method's Config from plain values.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    options: ModelConfig = _build(models.method(method).Config, raw, "model")
+    return options
+
+
+# ---- files and overrides -----------------------------------------------------------------------------------------
+
+
+def _find(name: str | Path) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path
+    if str(name) in names():
+        return FOLDER / f"{name}.yaml"
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise ConfigError(f"no config file {path}")
+    raise ConfigError(f"unknown config '{name}'{_suggest(str(name), names())}")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds {type(raw).__name__}; expected the sections method, model, data, train, eval")
+    return raw
+
+
+def _assign(raw: dict[str, Any], override: str) -> None:
+    """Apply "a.b.c=value" to nested dicts and lists."""
+    key, equals, value = override.partition("=")
+    *parents, last = key.strip().split(".")
+    if not equals or not last:
+        raise ConfigError(f"override '{override}' is not of the form section.key=value")
+    place: Any = raw
+    for part in parents:
+        if isinstance(place, dict) and place.get(part) is None:
+            place[part] = {}
+        place = place[part] if isinstance(place, dict) else _item(place, part, override)
+    if isinstance(place, dict):
+        place[last] = value
+    else:
+        _item(place, last, override)
+        place[int(last)] = value
+
+
+def _item(place: Any, part: str, override: str) -> Any:
+    if isinstance(place, list) and part.isdigit() and int(part) < len(place):
+        return place[int(part)]
+    held = f"a list of {len(place)}" if isinstance(place, list) else f"the value {place!r}"
+    raise ConfigError(f"override '{override}': there is no '{part}' in {held}")
+
+
+# ---- from plain values to dataclasses ----------------------------------------------------------------------------
+
+
+def _build(kind: type, raw: Any, where: str, changed: Mapping[str, Any] | None = None) -> Any:
+    """Make dataclass `kind` of a mapping; `changed` replaces the types of some fields."""
+    raw = _parse(raw, where)
+    if not isinstance(raw, Mapping):
+        raise ConfigError(
+            f"{where} is {raw!r}; expected a mapping of {', '.join(f.name for f in dataclasses.fields(kind))}"
+        )
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+    for key in raw:
+        if key not in fields:
+            raise ConfigError(f"unknown key '{key}' in {where or 'the config'}{_suggest(str(key), list(fields))}")
+    hints = {**typing.get_type_hints(kind), **(changed or {})}
+    prefix = f"{where}." if where else ""
+    values = {key: _convert(hints[key], value, prefix + key) for key, value in raw.items()}
+    for name, entry in fields.items():
+        required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise ConfigError(f"{prefix}{name} is missing; it has no default")
+    return kind(**values)
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    """Check `value` against a type hint; numbers in strings are read, since YAML takes 6e-5 for a string."""
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast("type", hint), value, key)
+    options, arguments = typing.get_origin(hint), typing.get_args(hint)
+    optional = options in (typing.Union, types.UnionType) and type(None) in arguments
+    if value is None:
+        if optional:
+            return None
+        raise ConfigError(f"{key} is empty; expected {_describe(hint)}")
+    inner: Any = next((argument for argument in arguments if dataclasses.is_dataclass(argument)), None)
+    if optional and inner is not None:
+        return None if value == "null" else _build(inner, value, key)
+    if options is tuple and inner is not None:
+        items = _parse(value, key)
+        if not isinstance(items, Sequence) or isinstance(items, str):
+            raise ConfigError(f"{key} is {value!r}; expected a list")
+        return tuple(_build(inner, item, f"{key}.{number}") for number, item in enumerate(items))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    try:
+        return parser.parse_object({"value": value}).value
+    except ArgumentError as error:
+        raise ConfigError(f"{key} is {value!r}; expected {_describe(hint)}") from error
+
+
+def _parse(value: Any, key: str) -> Any:
+    """Read a string as YAML: an override may hold a whole section or list."""
+    try:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key} is {value!r}; expected YAML") from error
+
+
+def _describe(hint: Any) -> str:
+    """Return a type as a person would write it."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(str(argument) for argument in arguments)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join("null" if argument is type(None) else _describe(argument) for argument in arguments)
+    return hint.__name__ if isinstance(hint, type) and not arguments else str(hint).replace("typing.", "")
+
+
+def _suggest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(known)}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

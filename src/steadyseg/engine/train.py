@@ -1,0 +1,397 @@
+"""Training: one visible loop on Lightning Fabric.
+
+What happens in a step depends on the experiment, the weights, the optimiser and the step's number alone: the clips
+are drawn from (seed, sample number), the learning rate is a function of the step, and every random generator is
+seeded from (seed, step, process). A checkpoint therefore needs no generator states, and a run that was killed and
+resumed takes the very same steps as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from lightning.fabric import Fabric
+from lightning.fabric.loggers import TensorBoardLogger
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
+
+from steadyseg import models
+from steadyseg.config import Experiment, TrainConfig, load, to_dict
+from steadyseg.data import open_source
+from steadyseg.data.clips import DataConfig, median_frequency_weights, training_clips
+from steadyseg.data.source import VideoSource
+from steadyseg.engine.checkpoint import load_backbone, read_pickle, save_model
+from steadyseg.engine.optim import build_optimizer, set_rate
+from steadyseg.models.base import VideoSegmenter
+from steadyseg.types import CheckpointError, Clip, ConfigError, DataError, SteadysegError
+
+CHECKPOINT, MODEL, CONFIG, LOG = "last.ckpt", "model.safetensors", "config.yaml", "log"
+WORKER_GRACE = 60
+"""Seconds that a worker goes on after SIGTERM, for the training process to finish its step."""
+FREE = ("workers", "checkpoint_minutes", "log_every")
+"""Options of `train` that may change between a stop and its resumption, since no result depends on them."""
+
+
+class InterruptError(SteadysegError):
+    """Training was stopped by a signal, after saving; exit_status is 128 plus the signal's number."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.exit_status = 128 + number
+
+
+def train(experiment: Experiment, out: Path, *, resume: bool = False) -> Path:
+    """Train, and save checkpoints, logs and the final weights.
+
+    Writes to `out`: config.yaml (the experiment, defaults written out), log/ (TensorBoard: the loss terms, their sum,
+    the learning rate), last.ckpt (all that resuming needs) and, at the end, model.safetensors. SIGINT and SIGTERM
+    let the step finish and save.
+
+    Args:
+        experiment: what to train.
+        out: the run's folder; must not exist, or be empty, unless resuming.
+        resume: go on with the run in `out`; a finished run only writes its final weights again.
+
+    Returns:
+        The file of the final weights.
+
+    Raises:
+        ConfigError: if `out` holds something else, or a run of another experiment.
+        CheckpointError: if initial weights or the checkpoint do not fit.
+        SteadysegError: if a loss term or the gradient is not finite; names the term. The checkpoint stays.
+        InterruptError: after a signal.
+    """
+    config = experiment.train
+    fabric = _launch(config)
+    problem = fabric.broadcast(_prepare(experiment, out, resume) if fabric.is_global_zero else None)
+    if problem:
+        raise ConfigError(problem)
+    sources = _open(experiment.data)
+    model = _build(experiment, sources[0], fabric)
+    dataset = training_clips(experiment.data, model.offsets, config.seed)
+    network, optimizer = fabric.setup(_Terms(model), build_optimizer(model, config))
+    step = _restore(out / CHECKPOINT, fabric, model, optimizer)
+    if step == 0 and config.class_weights != "none":
+        weights = median_frequency_weights(sources)
+        model.class_weights.copy_(weights.sqrt() if config.class_weights == "sqrt_median" else weights)
+    model.train()
+
+    logger = TensorBoardLogger(out, name=LOG, version="", purge_step=step + 1) if fabric.is_global_zero else None
+    saved = time.monotonic()
+    bar = _Bar(config.iterations, step, show=fabric.is_global_zero)
+    with closing(_clips(dataset, config, step, fabric)) as clips, bar, stop_signals() as stop:
+        for clip in clips:
+            rate = set_rate(optimizer, step, config)
+            seed_step(config.seed, step, fabric.global_rank)
+            terms: dict[str, Tensor] = network(clip.frames, clip.labels, clip.index)
+            loss = torch.stack(tuple(terms.values())).sum()
+            named, stopped = _share(terms, stop, fabric)
+            _check_finite(named, "loss term", step)
+
+            fabric.backward(loss)
+            if config.clip_norm is not None:
+                norm = fabric.clip_gradients(network, optimizer, max_norm=config.clip_norm, error_if_nonfinite=False)
+                assert norm is not None
+                if config.precision != "16-mixed":  # whose scaler skips such a step and lowers its scale
+                    _check_finite({"norm": float(norm)}, "gradient", step)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+
+            done = step == config.iterations
+            written = done or step % config.log_every == 0
+            bar.advance(step, named, rate, written=written)
+            if logger and written:
+                logged = {f"loss/{name}": value for name, value in named.items()}
+                logger.log_metrics({"loss": sum(named.values()), "lr": rate, **logged}, step)
+            if logger and (done or stopped or time.monotonic() - saved >= 60 * config.checkpoint_minutes):
+                logger.save()  # first, so that the log never ends before the checkpoint
+                _save(out / CHECKPOINT, step, experiment=experiment, fabric=fabric, model=model, optimizer=optimizer)
+                saved = time.monotonic()
+            if stopped and not done:
+                raise InterruptError(f"stopped at step {step} of {config.iterations}; --resume goes on", stopped)
+    if fabric.is_global_zero:
+        save_model(out / MODEL, model, sources[0])
+    fabric.barrier()
+    return out / MODEL
+
+
+class _Terms(nn.Module):
+    """Takes a clip apart, since Fabric's and DDP's wrappers handle tensors, not our frozen values."""
+
+    def __init__(self, model: VideoSegmenter) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, frames: Tensor, labels: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """frames [B, T, 3, H, W], labels [B, T, H, W], index [B, T] -> the model's loss terms."""
+        terms: dict[str, Tensor] = self.model(Clip(frames, labels, index))
+        return terms
+
+
+# ---- before the loop ---------------------------------------------------------------------------------------------
+
+
+def _launch(config: TrainConfig) -> Fabric:
+    if config.precision == "16-mixed" and (config.accelerator == "cpu" or not torch.cuda.is_available()):
+        raise ConfigError("train.precision=16-mixed needs a GPU; use bf16-mixed")
+    try:
+        fabric = Fabric(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.nodes,
+            strategy=config.strategy,
+            precision=config.precision,
+        )
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        wish = f"accelerator {config.accelerator}, devices {config.devices}, strategy {config.strategy}"
+        raise ConfigError(f"train: cannot run on {wish}: {' '.join(str(error).split())}") from error
+    fabric.launch()
+    return fabric
+
+
+def _prepare(experiment: Experiment, out: Path, resume: bool) -> str | None:
+    """Make or check the run folder; returns what is wrong with it."""
+    if out.exists() and not out.is_dir():
+        return f"{out} is a file; expected a folder for the run"
+    if out.is_dir() and any(out.iterdir()):
+        if not resume:
+            return f"run folder {out} exists; pass --resume or another --out"
+        if not (out / CONFIG).is_file():
+            return f"{out} is not a run folder: no {CONFIG}; pass another --out"
+        return _difference(to_dict(load(out / CONFIG)), to_dict(experiment), str(out))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        partial = out / f"{CONFIG}.part"
+        partial.write_text(yaml.safe_dump(to_dict(experiment), sort_keys=False), encoding="utf-8")
+        partial.replace(out / CONFIG)
+    except OSError as error:
+        return f"cannot write to {out}: {error.strerror}"
+    return None
+
+
+def _difference(run: Any, new: Any, where: str, key: str = "") -> str | None:
+    """Return the first value in which two experiments differ, as a message; None if a run may go on."""
+    if isinstance(run, dict) and isinstance(new, dict):
+        for name in {**run, **new}:
+            inner = f"{key}.{name}" if key else name
+            free = inner in [f"train.{option}" for option in FREE] or inner.split(".")[0] in ("eval", "published")
+            problem = None if free else _difference(run.get(name), new.get(name), where, inner)
+            if problem:
+                return problem
+        return None
+    return None if run == new else f"{where} is a run with {key} {run}, not {new}; pass the same or another --out"
+
+
+def _open(data: DataConfig) -> list[VideoSource]:
+    """Open the training data, which must agree on the classes."""
+    sources = [open_source(entry) for entry in data.train]
+    if not sources:
+        raise ConfigError("data.train is empty; expected at least one source")
+    for other in sources[1:]:
+        if len(other.classes) != len(sources[0].classes):
+            counts = " and ".join(str(len(source.classes)) for source in (sources[0], other))
+            raise ConfigError(f"the sources in data.train have {counts} classes; expected the same classes in all")
+    return sources
+
+
+def _build(experiment: Experiment, source: VideoSource, fabric: Fabric) -> VideoSegmenter:
+    """Build the model for the classes of the training data, equal in all processes."""
+    config = experiment.train
+    torch.manual_seed(config.seed)
+    model = models.method(experiment.method)(experiment.model, len(source.classes))
+    model.classes, model.palette = source.classes, source.palette
+    if config.init is not None:
+        load_backbone(model, config.init)
+    if fabric.world_size > 1 and fabric.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if config.channels_last:
+        nn.Module.to(model, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+# ---- inside the loop ---------------------------------------------------------------------------------------------
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed every random generator (torch on all devices, numpy, Python) for one step of one process."""
+    drawn = int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0])
+    torch.manual_seed(drawn)
+    np.random.seed(drawn % 2**32)
+    random.seed(drawn)
+
+
+def _clips(dataset: Dataset[Clip], config: TrainConfig, step: int, fabric: Fabric) -> Generator[Clip]:
+    """Yield this process's batches from `step` on; sample numbers are dealt to the processes in turn."""
+    together = config.batch_size * fabric.world_size
+    loader = DataLoader(
+        dataset,
+        batch_size=config.batch_size,
+        sampler=range(step * together + fabric.global_rank, config.iterations * together, fabric.world_size),
+        num_workers=config.workers,
+        collate_fn=Clip.stack,
+        pin_memory=fabric.device.type == "cuda",
+        worker_init_fn=_prepare_worker,
+    )
+    try:
+        for clip in loader:
+            yield clip.to(fabric.device)
+        return
+    except Exception as error:
+        if not config.workers:
+            raise
+        failure = error.with_traceback(None)
+    # Raised without its traceback: that would keep the loader alive, and its workers could not end. It is in the text;
+    # of a DataError only the last line, the message, is for the user.
+    if isinstance(failure, DataError):
+        failure = DataError(str(failure).strip().splitlines()[-1].removeprefix("steadyseg.types.DataError: "))
+    raise failure
+
+
+def _prepare_worker(worker: int) -> None:
+    """Let the training process decide when its workers end, also where a signal goes to all processes at once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(WORKER_GRACE) and None)
+
+
+def _share(terms: dict[str, Tensor], stop: _Stop, fabric: Fabric) -> tuple[dict[str, float], int]:
+    """Return the mean of every term over all processes, and the number of the signal that any of them got, or 0."""
+    numbers = torch.stack([*(term.detach().float() for term in terms.values())])  # [terms]
+    message = torch.cat((numbers / fabric.world_size, numbers.new_tensor([stop.number])))  # [terms + 1]
+    *values, signals = fabric.all_reduce(message, reduce_op="sum").tolist()  # type: ignore[union-attr]
+    return dict(zip(terms, values, strict=True)), stop.number or (int(signal.SIGTERM) if signals else 0)
+
+
+def _check_finite(values: dict[str, float], what: str, step: int) -> None:
+    bad = [f"'{name}' is {value}" for name, value in values.items() if not np.isfinite(value)]
+    if bad:
+        advice = "lower train.lr, set train.clip_norm, or use train.precision=32-true"
+        raise SteadysegError(f"{what} {', '.join(bad)} at step {step}; {advice}")
+
+
+class _Stop:
+    """The number of the signal that asked to stop, or 0."""
+
+    number = 0
+
+
+@contextmanager
+def stop_signals() -> Iterator[_Stop]:
+    """Turn the first SIGINT or SIGTERM into a wish to stop; the second acts as usual. Only in the main thread."""
+    stop = _Stop()
+    before: dict[int, Any] = {}
+
+    def remember(number: int, frame: object) -> None:
+        stop.number = number
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        before.clear()
+
+    if threading.current_thread() is threading.main_thread():
+        before.update({number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)})
+    try:
+        yield stop
+    finally:
+        restore()
+
+
+# ---- checkpoint and progress -------------------------------------------------------------------------------------
+
+
+def _save(
+    path: Path, step: int, *, experiment: Experiment, fabric: Fabric, model: VideoSegmenter, optimizer: Optimizer
+) -> None:
+    """Write all that resuming needs, so that `path` holds the old or the new checkpoint at any moment."""
+    state = {
+        "step": step,
+        "model": model.state_dict(),
+        "class_weights": model.class_weights,
+        "optimizer": optimizer.state_dict(),
+        "precision": fabric.strategy.precision.state_dict(),
+        "experiment": json.dumps(to_dict(experiment)),
+    }
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        torch.save(state, partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {path}: {' '.join(str(error).split())}; make room there") from error
+
+
+def _restore(path: Path, fabric: Fabric, model: VideoSegmenter, optimizer: Optimizer) -> int:
+    """Load a checkpoint if there is one; returns the number of steps taken."""
+    if not path.is_file():
+        return 0
+    state = read_pickle(path)
+    try:
+        model.load_state_dict(state["model"])
+        model.class_weights.copy_(state["class_weights"])
+        optimizer.load_state_dict(state["optimizer"])
+        fabric.strategy.precision.load_state_dict(state["precision"])
+        return int(state["step"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path} does not fit this experiment: {' '.join(str(error).split())}") from error
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:.2f} it/s")
+
+
+class _Bar:
+    """A progress bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, total: int, done: int, *, show: bool) -> None:
+        self.console = Console(stderr=True, quiet=not show)
+        columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(), _Speed(), TimeRemainingColumn())
+        self.bar = Progress(
+            *columns,
+            TextColumn("{task.description}"),
+            console=self.console,
+            refresh_per_second=2,
+            disable=not self.console.is_terminal,
+        )
+        self.task: TaskID = self.bar.add_task("", total=total, completed=done)
+        self.begun, self.first, self.total = time.monotonic(), done, total
+
+    def __enter__(self) -> _Bar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def advance(self, step: int, terms: dict[str, float], rate: float, *, written: bool) -> None:
+        """Show a finished step; `written` steps become a line where there is no terminal."""
+        if not written and not self.console.is_terminal:
+            return
+        loss = f"loss {sum(terms.values()):.4f}"
+        if len(terms) > 1:
+            loss += " (" + ", ".join(f"{name} {value:.4f}" for name, value in terms.items()) + ")"
+        self.bar.update(self.task, completed=step, description=loss)
+        if written and not self.console.is_terminal:
+            speed = (step - self.first) / (time.monotonic() - self.begun)
+            left = timedelta(seconds=round((self.total - step) / speed))
+            line = f"step {step}/{self.total}  {loss}  lr {rate:.2e}  {speed:.2f} it/s  {left} left"
+            self.console.print(line, highlight=False, soft_wrap=True)

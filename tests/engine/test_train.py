@@ -1,0 +1,289 @@
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from steadyseg import config
+from steadyseg.engine import train as training
+from steadyseg.engine.checkpoint import load_model, save_model
+from steadyseg.engine.train import InterruptError, seed_step, train
+from steadyseg.types import CheckpointError, ConfigError, DataError, SteadysegError
+
+
+@pytest.fixture(autouse=True)
+def tiny_method(monkeypatch):
+    tiny.install(monkeypatch.setattr)
+
+
+def with_hook(monkeypatch, hook):
+    monkeypatch.setattr(training, "training_clips", lambda *args: tiny.TinyClips(hook))
+
+
+def losses(out):
+    events = EventAccumulator(str(out / "log"), size_guidance={"scalars": 0})
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars("loss/ce")}
+
+
+def assert_same_weights(one, other):
+    first, second = load_file(one), load_file(other)
+    assert first.keys() == second.keys()
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], rtol=0, atol=1e-6)
+
+
+def test_loss_falls_on_eight_clips(tmp_path):
+    weights = train(tiny.experiment(iterations=60, batch_size=8, lr=0.02), tmp_path / "run")
+    seen = losses(tmp_path / "run")
+    assert sorted(seen) == list(range(1, 61))
+    assert seen[60] < 0.5 * seen[1]
+    model = load_model(weights)
+    assert model.classes == tiny.TinySource.classes and model.palette == tiny.TinySource.palette
+    image, labels = tiny.picture(1)
+    assert (model.step(image[None])[0].argmax(1)[0] == labels).float().mean() > 0.8
+    assert config.load(tmp_path / "run" / "config.yaml").train.iterations == 60
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 1)])
+def test_stop_by_signal_and_resume_equals_not_stopping(tmp_path, monkeypatch, number, workers):
+    whole = train(tiny.experiment(precision="bf16-mixed", clip_norm=1.0), tmp_path / "whole")
+    process = os.getpid()
+    with monkeypatch.context() as patch:
+        with_hook(patch, lambda i: os.kill(process, number) if i == 6 else None)
+        before = signal.getsignal(number)
+        with pytest.raises(InterruptError, match=r"stopped at step \d of 8") as stop:
+            train(tiny.experiment(precision="bf16-mixed", clip_norm=1.0, workers=workers), tmp_path / "run")
+        assert stop.value.exit_status == 128 + number
+        assert signal.getsignal(number) is before
+    assert 1 <= torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["step"] <= 4
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    random.random(), np.random.rand(), torch.rand(1)  # other draws in between change nothing
+    resumed = train(tiny.experiment(precision="bf16-mixed", clip_norm=1.0), tmp_path / "run", resume=True)
+    assert_same_weights(whole, resumed)
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+@pytest.mark.gpu
+def test_half_precision_resumes_with_its_loss_scale(tmp_path, monkeypatch):
+    options = {"precision": "16-mixed", "clip_norm": 1.0, "accelerator": "gpu"}
+    whole = train(tiny.experiment(**options), tmp_path / "whole")
+    with_hook(monkeypatch, lambda i: signal.raise_signal(signal.SIGTERM) if i == 9 else None)
+    with pytest.raises(InterruptError):
+        train(tiny.experiment(**options), tmp_path / "run")
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["precision"]["scale"] > 0
+    with_hook(monkeypatch, lambda i: None)
+    assert_same_weights(whole, train(tiny.experiment(**options), tmp_path / "run", resume=True))
+
+
+def test_killed_at_a_random_moment_and_resumed_equals_not_killed(tmp_path):
+    whole = train(tiny.experiment(iterations=60), tmp_path / "whole")
+    out = tmp_path / "run"
+    process = subprocess.Popen(tiny.command(out, 60, checkpoint_minutes=0.0, pause=0.02), stderr=subprocess.PIPE)
+    try:
+        while not (out / "last.ckpt").exists():
+            assert process.poll() is None, process.stderr.read().decode()
+            time.sleep(0.01)
+        time.sleep(random.Random().uniform(0, 0.5))
+    finally:
+        process.kill()
+        process.communicate()
+    step = torch.load(out / "last.ckpt", weights_only=True)["step"]
+    assert 1 <= step < 60
+    resumed = train(tiny.experiment(iterations=60), out, resume=True)
+    assert_same_weights(whole, resumed)
+
+
+def test_two_processes_equal_one_with_the_double_batch(tmp_path):
+    model = tiny.Config(dropout=0.0)
+    one = train(tiny.experiment(model, batch_size=4, iterations=4), tmp_path / "one")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    command = tiny.command(tmp_path / "two", 4, devices=2, strategy="ddp", dropout=0.0)
+    settings = {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(command, env=os.environ | settings | {"LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE)
+        for rank in (0, 1)
+    ]
+    for process in processes:
+        text = process.communicate(timeout=120)[1].decode()
+        assert process.returncode == 0, text
+    first, second = load_file(one), load_file(tmp_path / "two" / "model.safetensors")
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], rtol=0, atol=1e-5)
+    seen, expected = losses(tmp_path / "two"), losses(tmp_path / "one")
+    assert seen == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_term_that_is_not_finite_stops_and_is_named(tmp_path):
+    with pytest.raises(SteadysegError, match=r"loss term 'extra' is nan at step 3; lower train\.lr"):
+        train(tiny.experiment(tiny.Config(nan_from=6), checkpoint_minutes=0.0), tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert state["step"] == 3
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_a_gradient_that_is_not_finite_stops(tmp_path, monkeypatch):
+    def forward(self, clip):
+        return {"root": (self.logits(clip.frames[:, -1]) * 0).sum().sqrt()}
+
+    monkeypatch.setattr(tiny.Tiny, "forward", forward)
+    with pytest.raises(SteadysegError, match="gradient 'norm' is nan at step 0"):
+        train(tiny.experiment(clip_norm=1.0), tmp_path / "run")
+
+
+def test_a_full_disk_is_an_error_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    def fill_the_disk(state, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("writing failed:\nno space")
+
+    with monkeypatch.context() as patch:
+        with_hook(patch, lambda i: signal.raise_signal(signal.SIGTERM) if i == 3 else None)
+        with pytest.raises(InterruptError):
+            train(tiny.experiment(), tmp_path / "run")
+    before = (tmp_path / "run" / "last.ckpt").read_bytes()
+    monkeypatch.setattr(torch, "save", fill_the_disk)
+    with pytest.raises(CheckpointError, match=r"cannot write .*last\.ckpt: writing failed: no space"):
+        train(tiny.experiment(), tmp_path / "run", resume=True)
+    assert [path.read_bytes() for path in (tmp_path / "run").glob("last.ckpt*")] == [before]
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="exists; pass --resume or another --out"):
+        train(tiny.experiment(), tmp_path)
+    with pytest.raises(ConfigError, match="is not a run folder"):
+        train(tiny.experiment(), tmp_path, resume=True)
+    with pytest.raises(ConfigError, match="is a file"):
+        train(tiny.experiment(), tmp_path / "notes.txt")
+    with pytest.raises(ConfigError, match="cannot write to"):
+        train(tiny.experiment(), tmp_path / "notes.txt" / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_resuming_another_experiment_is_refused_and_a_finished_one_returns(tmp_path):
+    weights = train(tiny.experiment(iterations=2), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"a run with train\.lr 0\.01, not 0\.5; pass the same or another --out"):
+        train(tiny.experiment(iterations=2, lr=0.5), tmp_path / "run", resume=True)
+    before = weights.read_bytes()
+    assert train(tiny.experiment(iterations=2, log_every=7), tmp_path / "run", resume=True) == weights
+    assert weights.read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_an_error(tmp_path):
+    train(tiny.experiment(iterations=2), tmp_path / "run")
+    checkpoint = tmp_path / "run" / "last.ckpt"
+    state = torch.load(checkpoint, weights_only=True)
+    del state["optimizer"]
+    torch.save(state, checkpoint)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt does not fit this experiment: 'optimizer'"):
+        train(tiny.experiment(iterations=2), tmp_path / "run", resume=True)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        train(tiny.experiment(iterations=2), tmp_path / "run", resume=True)
+
+
+def test_initial_weights_start_the_backbone_only(tmp_path, monkeypatch):
+    model = tiny.Tiny(tiny.Config(), 5)
+    save_model(tmp_path / "init.safetensors", model)
+    built = []
+    monkeypatch.setattr(training, "build_optimizer", lambda model, config: built.append(model) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(tiny.experiment(init=str(tmp_path / "init.safetensors")), tmp_path / "run")
+    torch.testing.assert_close(built[0].backbone.state_dict(), model.backbone.state_dict())
+    assert built[0].num_classes == 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_frame_that_cannot_be_read_gives_one_line(tmp_path, monkeypatch, workers):
+    def fail(i):
+        raise DataError("frame0.png is truncated")
+
+    with_hook(monkeypatch, fail)
+    with pytest.raises(DataError) as error:
+        train(tiny.experiment(workers=workers), tmp_path / "run")
+    assert str(error.value) == "frame0.png is truncated"
+
+
+def test_other_errors_of_a_worker_keep_their_text(tmp_path, monkeypatch):
+    with_hook(monkeypatch, lambda i: 1 // 0)
+    with pytest.raises(ZeroDivisionError, match="worker process 0"):
+        train(tiny.experiment(workers=1), tmp_path / "run")
+
+
+def test_a_signal_to_all_processes_leaves_the_workers_to_the_trainer(tmp_path):
+    out = tmp_path / "run"
+    command = tiny.command(out, 10_000, checkpoint_minutes=0.0, workers=1, pause=0.01)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        while not (out / "last.ckpt").exists():
+            assert process.poll() is None, process.stderr.read().decode()
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGTERM)
+        text = process.communicate(timeout=30)[1].decode()
+    finally:
+        process.kill()
+    assert "InterruptError: stopped at step" in text
+    with pytest.raises(ProcessLookupError):  # no worker is left
+        os.killpg(process.pid, 0)
+
+
+def test_sources_must_agree_on_the_classes(tmp_path, monkeypatch):
+    class More(tiny.TinySource):
+        classes = ("a", "b", "c", "d")
+
+    sources = iter([tiny.TinySource(), More()])
+    monkeypatch.setattr(training, "open_source", lambda entry: next(sources))
+    overrides = ["data.train=[{source: streets}, {source: camvid}]", "train.workers=0"]
+    with pytest.raises(ConfigError, match="have 3 and 4 classes"):
+        train(config.load("smoke_streets", overrides), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"data\.train is empty"):
+        train(config.load("smoke_streets", ["data.train=[]"]), tmp_path / "other")
+
+
+def test_class_weights_are_used_and_survive_a_stop(tmp_path, monkeypatch):
+    whole = train(tiny.experiment(class_weights="median"), tmp_path / "whole")
+    plain = train(tiny.experiment(), tmp_path / "plain")
+    with pytest.raises(AssertionError):
+        assert_same_weights(whole, plain)
+    with monkeypatch.context() as patch:
+        with_hook(patch, lambda i: signal.raise_signal(signal.SIGTERM) if i == 9 else None)
+        with pytest.raises(InterruptError):
+            train(tiny.experiment(class_weights="median"), tmp_path / "run")
+    assert_same_weights(whole, train(tiny.experiment(class_weights="median"), tmp_path / "run", resume=True))
+
+
+def test_a_device_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="cannot run on accelerator cpu, devices 0"):
+        train(tiny.experiment(devices=0), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"train\.precision=16-mixed needs a GPU; use bf16-mixed"):
+        train(tiny.experiment(precision="16-mixed"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_step_and_process_draws_its_own_numbers():
+    def draw(*key):
+        seed_step(*key)
+        return torch.rand(1).item(), random.random(), float(np.random.rand())
+
+    draws = {draw(0, step, rank) for step in range(3) for rank in range(2)}
+    assert len(draws) == 6
+    assert draw(0, 1, 1) == draw(0, 1, 1) != draw(1, 1, 1)
+
+
+def test_a_real_method_on_real_data(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    overrides = ["train.iterations=2", "train.warmup=0", "train.precision=bf16-mixed", "train.channels_last=true"]
+    weights = train(config.load("smoke_streets", overrides), tmp_path / "run")
+    model = load_model(weights)
+    logits, _ = model.step(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    assert logits.shape[:2] == (1, 11) and logits.isfinite().all()
