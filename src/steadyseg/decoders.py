@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadyseg.layers import ConvNorm, Folding, resize, to_map, to_tokens
+from steadyseg.layers import ConvNorm, Folding, pointwise, resize, to_map, to_tokens
 
 
 class SegFormerDecoder(Folding):
@@ -36,13 +35,13 @@ class SegFormerDecoder(Folding):
         self.linear_pred = nn.Conv2d(width, num_classes, 1)
 
     def fold(self) -> tuple[Tensor, ...]:
-        """Return the shared bias [D] and, deepest level first, one weight [D, C, 1, 1] a level."""
+        """Return the shared bias [D] and, deepest level first, one weight [D, C] a level."""
         fuse, bias = self.linear_fuse.merged()
-        slices = fuse.flatten(1).chunk(len(self.levels), dim=1)  # each [D, D]
+        slices = fuse.chunk(len(self.levels), dim=1)  # each [D, D]
         linears = [getattr(self, f"linear_c{level}").proj for level in self.levels]
         weights = [part @ linear.weight for part, linear in zip(slices, linears, strict=True)]  # [D, C]
         bias = bias + sum(part @ linear.bias for part, linear in zip(slices, linears, strict=True))  # [D]
-        return bias, *(weight[:, :, None, None] for weight in weights)
+        return bias, *weights
 
     def features(self, stages: dict[str, Tensor]) -> Tensor:
         """stages "stage1".."stage4" [B, C_i, h_i, w_i] -> fused map [B, D, h_1, w_1], after the ReLU."""
@@ -50,9 +49,9 @@ class SegFormerDecoder(Folding):
         if self.is_plain:
             return self.linear_fuse(torch.cat([self.project(stages, level, size) for level in self.levels], dim=1))
         bias, *weights = self.folded()
-        fused = F.conv2d(stages["stage1"], weights[-1], bias)  # [B, D, h_1, w_1]
+        fused = pointwise(stages["stage1"], weights[-1], bias)  # [B, D, h_1, w_1]
         for level, weight in zip(self.levels[:-1], weights[:-1], strict=True):
-            fused = fused + resize(F.conv2d(stages[f"stage{level}"], weight), size)
+            fused = fused + resize(pointwise(stages[f"stage{level}"], weight), size)
         return self.linear_fuse.finish(fused)
 
     def project(self, stages: dict[str, Tensor], level: int, size: tuple[int, int]) -> Tensor:
@@ -62,4 +61,5 @@ class SegFormerDecoder(Folding):
 
     def forward(self, stages: dict[str, Tensor]) -> Tensor:
         """stages "stage1".."stage4" [B, C_i, h_i, w_i] -> logits [B, K, h_1, w_1]."""
-        return self.linear_pred(self.dropout(self.features(stages)))
+        fused = self.dropout(self.features(stages))
+        return pointwise(fused, self.linear_pred.weight[:, :, 0, 0], self.linear_pred.bias)

@@ -78,7 +78,7 @@ def to_tokens(x: Tensor) -> Tensor:
 
 def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     """[B, N, C] -> [B, C, h, w], stored channels-last; always a view."""
-    return tokens.transpose(1, 2).unflatten(2, size)  # [B, C, h, w]
+    return tokens.unflatten(1, size).permute(0, 3, 1, 2)  # [B, C, h, w], the batch's stride right for a batch of one
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -86,6 +86,11 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     if x.shape[2:] == size:
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Apply a linear map [D, C] to every pixel of a map: [B, C, h, w] -> [B, D, h, w], stored channels-last."""
+    return to_map(F.linear(to_tokens(x), weight, bias), (x.shape[2], x.shape[3]))
 
 
 class DropPath(nn.Module):
@@ -121,16 +126,17 @@ class ConvNorm(nn.Module):
         return torch.relu(self.bn(self.conv(x)))
 
     def merged(self) -> tuple[Tensor, Tensor]:
-        """Return weight [D, C, 1, 1] and bias [D] of the convolution; with the norm inside in evaluation mode."""
+        """Return weight [D, C] and bias [D] of the convolution; with the norm inside in evaluation mode."""
+        weight = self.conv.weight[:, :, 0, 0]
         if self.training:
-            return self.conv.weight, torch.zeros_like(self.bn.bias)
+            return weight, torch.zeros_like(self.bn.bias)
         assert self.bn.running_mean is not None and self.bn.running_var is not None
         scale = self.bn.weight * torch.rsqrt(self.bn.running_var + self.bn.eps)
-        return self.conv.weight * scale[:, None, None, None], self.bn.bias - self.bn.running_mean * scale
+        return weight * scale[:, None], self.bn.bias - self.bn.running_mean * scale
 
     def finish(self, x: Tensor) -> Tensor:
         """What follows the merged convolution: the norm where it is not inside yet, and the ReLU; x [B, D, h, w]."""
-        return torch.relu(self.bn(x) if self.training else x)
+        return (self.bn(x) if self.training else x).relu_()
 
 
 class DeformableConv(nn.Module):

@@ -87,7 +87,7 @@ def test_options_arrive() -> None:
 
 
 def test_names() -> None:
-    assert names() == ["iou", "vc", "tc"]
+    assert names()[:3] == ["iou", "vc", "tc"]
     for name in names():
         assert all(math.isnan(score) for score in build(name, Source()).compute().values())
     with pytest.raises(ConfigError, match="unknown metric 'miou'; did you mean 'iou'"):

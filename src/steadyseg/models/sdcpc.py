@@ -48,6 +48,7 @@ from steadyseg.layers import (
     DeformableConv,
     Folding,
     pixel_centres,
+    pointwise,
     resize,
     to_map,
     to_tokens,
@@ -297,7 +298,7 @@ class Fusion(Folding):
         self.fuse = ConvNorm(sum(self.widths), config.width)
 
     def fold(self) -> tuple[Tensor, ...]:
-        """Return the bias [C] and one weight [C, C_i, 1, 1] a level; the norm is in both in evaluation."""
+        """Return the bias [C] and one weight [C, C_i] a level; the norm is in both in evaluation."""
         weight, bias = self.fuse.merged()
         return bias, *weight.split(self.widths, dim=1)
 
@@ -311,9 +312,9 @@ class Fusion(Folding):
         for level, weight in zip(self.levels, weights, strict=True):
             x = stages[f"stage{level}"]
             if x.shape[2] > size[0]:
-                fused = fused + F.conv2d(resize(x, size), weight)
+                fused = fused + pointwise(resize(x, size), weight)
             else:
-                fused = fused + resize(F.conv2d(x, weight), size)
+                fused = fused + resize(pointwise(x, weight), size)
         return self.fuse.finish(fused)
 
 
@@ -534,14 +535,14 @@ class VariateHead(Folding):
         each = self.classifiers.weight.unflatten(0, (self.count, -1))[..., 0, 0]  # [V, K, d]
         mean = each.transpose(0, 1).flatten(1) / self.count  # [K, V * d]
         assert self.classifiers.bias is not None
-        return weight, bias, mean[:, :, None, None], self.classifiers.bias.unflatten(0, (self.count, -1)).mean(0)
+        return weight, bias, mean, self.classifiers.bias.unflatten(0, (self.count, -1)).mean(0)
 
     def variates(self, fused: Tensor) -> Tensor:
         """G [B, C, h, w] -> V [B, V, d, h, w]."""
         if self.is_plain:
             return self.project(fused).unflatten(1, (self.count, self.width))
         weight, bias, *_ = self.folded()
-        return self.project.finish(F.conv2d(fused, weight, bias)).unflatten(1, (self.count, self.width))
+        return self.project.finish(pointwise(fused, weight, bias)).unflatten(1, (self.count, self.width))
 
     def classify(self, variates: Tensor) -> Tensor:
         """V [B, V, d, h, w] -> logits [B, K, h, w]."""
@@ -549,7 +550,7 @@ class VariateHead(Folding):
         if self.is_plain:
             return self.classifiers(x).unflatten(1, (self.count, -1)).mean(1)
         *_, weight, bias = self.folded()
-        return F.conv2d(x, weight, bias)
+        return pointwise(x, weight, bias)
 
     def forward(self, fused: Tensor) -> Tensor:
         """G [B, C, h, w] -> logits [B, K, h, w]."""

@@ -1,0 +1,382 @@
+"""What a method costs: parameters, multiply-adds, latency, throughput and memory, on this machine.
+
+One multiply-add counts as one, as papers print it (their "FLOPs"). Two conventions are in use, and both are reported:
+*hooks* leaves out the matrix products inside attention, as generic counters do; *full* includes them. Bilinear
+sampling is a column of its own, outside both. Norms, activations, resizes and soft-max are never counted.
+
+The time of a frame runs from a uint8 frame tensor to a uint8 label map of the frame's size, through `Stream`, once
+the stream has settled. One frame at a time; the device is synchronised before and after.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from steadyseg.backbones.mit import VARIANTS
+from steadyseg.data.streets import StreetsSource
+from steadyseg.engine.checkpoint import load_model
+from steadyseg.engine.stream import Stream
+from steadyseg.layers import plain_forms
+from steadyseg.models import method
+from steadyseg.models.base import MEAN, STD, VideoSegmenter
+from steadyseg.types import IGNORE, Clip, ConfigError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is measured, and how."""
+
+    backbone: str = "mit_b0"
+    """Backbone by name."""
+    size: tuple[int, int] = (480, 853)
+    """Height and width of a frame."""
+    classes: int = 124
+    """K."""
+    precision: Precision = "fp32"
+    """bf16 and fp16 run under autocast."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    frames: int = 200
+    """Timed frames."""
+    warmup: int = 20
+    """Frames before the first timed one."""
+    threads: int | None = None
+    """CPU threads; None leaves the choice to torch."""
+    seed: int = 0
+    """Of the random weights."""
+
+
+class Cost(NamedTuple):
+    """Multiply-adds of one run."""
+
+    hooks: int
+    """Convolutions and linear maps."""
+    full: int
+    """The same and the matrix products inside attention."""
+    sampling: int
+    """Reads of the bilinear samplers; in neither of the others."""
+
+
+# ---- multiply-adds -----------------------------------------------------------------------------------------------
+
+
+def count(run: Callable[[], object]) -> dict[str, Cost]:
+    """Count the multiply-adds of a call.
+
+    Args:
+        run: what to count, without gradients; it has run before, so that its merged weights are ready.
+
+    Returns:
+        "executed", what is computed here, and "published", the same layers in the papers' literal form.
+    """
+    executed = _count(run)
+    with plain_forms():
+        literal = _count(run)
+    attention = executed.full - executed.hooks  # the same in both, but some literal forms multiply without a product
+    return {"executed": executed, "published": literal._replace(full=literal.hooks + attention)}
+
+
+def _count(run: Callable[[], object]) -> Cost:
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_EXTRA) as counter:
+        run()
+    counted = {operator.__name__.split(".")[0]: n for operator, n in counter.get_flop_counts()["Global"].items()}
+    counted.pop("baddbmm", None)  # layers.resize_sum: a resize, whatever computes it
+    sampling = sum(counted.pop(name, 0) for name in _SAMPLERS)
+    linear = sum(counted.pop(name, 0) for name in ("convolution", "addmm", "mm")) // 2  # it takes a multiply-add as 2
+    return Cost(linear, linear + sum(counted.values()) // 2, sampling)
+
+
+def costs(model: VideoSegmenter, frame: Tensor) -> dict[str, dict[str, Cost]]:
+    """Count one frame of a settled stream, and one call on a whole clip with nothing remembered, as papers do.
+
+    Args:
+        model: in evaluation mode.
+        frame: uint8 [1, 3, H, W].
+
+    Returns:
+        "stream" and "clip" (without the loss), each as `count` returns it.
+    """
+    state: Any = None
+    with torch.no_grad():
+        for _ in range(1 - model.offsets[0]):
+            _, state = model.step(frame, state)
+    length = len(model.offsets)
+    frames = frame[:, None].expand(-1, length, -1, -1, -1)  # [1, T, 3, H, W]
+    labels = torch.full_like(frames[:, :, 0], IGNORE)  # [1, T, H, W]: no labelled pixel, so no work in the losses
+    clip = Clip(frames, labels, torch.arange(length, device=frame.device)[None])
+    return {"stream": count(lambda: model.step(frame, state)), "clip": count(lambda: model(clip))}
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _bag(weight: Any, indices: Any, *_: Any, **__: Any) -> int:
+    return weight[1] * indices[0] * (indices[1] if len(indices) > 1 else 1)
+
+
+def _grid(image: Any, grid: Any, *_: Any, **__: Any) -> int:
+    return 4 * image[1] * grid[0] * grid[1] * grid[2]
+
+
+_SAMPLERS: dict[str, Callable[..., int]] = {
+    "_embedding_bag": _bag,
+    "_embedding_bag_forward_only": _bag,
+    "grid_sampler_2d": _grid,
+}
+_EXTRA: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    **{getattr(torch.ops.aten, name): function for name, function in _SAMPLERS.items()},
+}
+
+
+# ---- time and memory ---------------------------------------------------------------------------------------------
+
+
+def measure(name: str, setting: Setting) -> dict[str, Any]:
+    """Measure one method; call it in a fresh process, or the peak memory is that of everything before it.
+
+    Args:
+        name: a method, such as sdcpc.
+        setting: what is measured, and how.
+
+    Returns:
+        Plain numbers: parameters, multiply-adds, milliseconds a frame, frames per second, MiB.
+
+    Raises:
+        ConfigError: for an unknown method, backbone or device.
+    """
+    _prepare(setting)
+    frames = _frames(setting)
+    model = _build(name, setting, frames[0])
+    run = _stream(model, setting)
+    for frame in _pingpong(frames, setting.warmup):
+        run(frame)
+    times = [_timed(run, frame)[0] for frame in _pingpong(frames, setting.frames)]
+    memory = _peak_memory(setting)
+    return {
+        "method": name,
+        "backbone": setting.backbone,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "multiply_adds": {
+            what: {form: cost._asdict() for form, cost in forms.items()}
+            for what, forms in costs(model, frames[0][None]).items()
+        },
+        **_summary(times),
+        "peak_memory_mib": memory,
+    }
+
+
+def compare(name: str, setting: Setting) -> dict[str, Any]:
+    """Time a method against transformers' SegFormer of the same backbone, frame by frame in turn.
+
+    Both begin with the uint8 frame and end with the full-size label map; theirs resizes the logits and takes the
+    arg-max. For the method segformer both have the same weights, and the labels are compared.
+
+    Args:
+        name: a method.
+        setting: what is measured, and how.
+
+    Returns:
+        Summaries of "ours" and "theirs", "speedup" (ratio of the mean times) and, for segformer, "pixels", the number
+        compared, "differing", how many of them have another label, and "gap": by how much the scores of the two
+        labels differ there at most, relative to the largest score; rounding alone gives about 1e-6.
+    """
+    _prepare(setting)
+    frames = _frames(setting)
+    theirs, saved = _transformers(setting, frames[0])
+    with saved as folder:
+        ours = load_model(folder, setting.device) if name == "segformer" else _build(name, setting, frames[0])
+    runs = {"ours": _stream(ours, setting), "theirs": theirs}
+    times: dict[str, list[float]] = {"ours": [], "theirs": []}
+    pixels, differing, gap = 0, 0, 0.0
+    for index, frame in enumerate(_pingpong(frames, setting.warmup + setting.frames)):
+        labels = {}
+        for side in ("ours", "theirs") if index % 2 else ("theirs", "ours"):
+            spent, labels[side] = _timed(runs[side], frame)
+            if index >= setting.warmup:
+                times[side].append(spent)
+        pixels += frame[0].numel()
+        wrong = int((labels["ours"] != labels["theirs"]).sum())
+        if wrong and name == "segformer":
+            differing, gap = differing + wrong, max(gap, _gap(ours, frame, labels))
+    result: dict[str, Any] = {"method": name, "backbone": setting.backbone, "against": "transformers"}
+    result |= {side: _summary(spent) for side, spent in times.items()}
+    result["speedup"] = statistics.mean(times["theirs"]) / statistics.mean(times["ours"])
+    return result | ({"pixels": pixels, "differing": differing, "gap": gap} if name == "segformer" else {})
+
+
+@torch.inference_mode()
+def _gap(model: VideoSegmenter, frame: Tensor, labels: dict[str, Tensor]) -> float:
+    logits = model.step(frame[None])[0].float()
+    full = F.interpolate(logits, frame.shape[1:], mode="bilinear", align_corners=False)[0]  # [K, H, W]
+    ours, theirs = (full.gather(0, labels[side].long()[None]) for side in ("ours", "theirs"))
+    return float((ours - theirs).abs().max() / full.abs().max())
+
+
+def apart(function: Callable[..., dict[str, Any]], name: str, setting: Setting) -> dict[str, Any]:
+    """Call `measure` or `compare` in a fresh process, which sees nothing of earlier runs."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, name, setting).result()
+
+
+def machine(setting: Setting) -> dict[str, Any]:
+    """Describe where, when and with what a measurement was made."""
+    wanted = ("steadyseg", "torch", "transformers")
+    versions = {name: metadata.version(name) for name in wanted if find_spec(name)}
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "cpu": _cpu_name(),
+            "cores": os.cpu_count(),
+            "threads": setting.threads or torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if setting.device == "cuda" else None,
+            "system": platform.platform(),
+        },
+        "versions": {"python": platform.python_version(), **versions},
+        "setting": asdict(setting),
+    }
+
+
+def _prepare(setting: Setting) -> None:
+    if setting.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda; this machine has none that torch can use: take --device cpu")
+    if setting.threads:
+        torch.set_num_threads(setting.threads)
+    torch.manual_seed(setting.seed)
+
+
+def _frames(setting: Setting, count: int = 8) -> list[Tensor]:
+    """Frames of a street video, each uint8 [3, H, W]."""
+    source = StreetsSource(split="val", size=setting.size, length=count, videos=11)
+    return [frame.image.to(setting.device) for frame in source.read(source.names[10])]  # by day, with traffic
+
+
+def _pingpong(frames: list[Tensor], count: int) -> Iterator[Tensor]:
+    """Yield `count` frames, forwards and backwards in turn, so that the video never jumps."""
+    loop = frames + frames[-2:0:-1]
+    return (loop[index % len(loop)] for index in range(count))
+
+
+def _build(name: str, setting: Setting, frame: Tensor) -> VideoSegmenter:
+    """Build a method with random weights whose labels vary over the image, as those of trained weights do."""
+    kind = method(name)
+    model = kind(kind.Config(backbone=setting.backbone), setting.classes).to(setting.device).eval()
+    with torch.no_grad():
+        logits, _ = model.step(frame[None])
+        for layer in model.modules():
+            if isinstance(layer, nn.Conv2d) and layer.out_channels == layer.groups * setting.classes:
+                assert layer.bias is not None
+                layer.bias -= logits.mean((0, 2, 3)).repeat(layer.groups)  # a classifier, maybe of several variates
+    return model.train().eval()  # merged weights are computed anew
+
+
+def _stream(model: VideoSegmenter, setting: Setting) -> Callable[[Tensor], Tensor]:
+    stream = Stream(model)
+
+    def run(frame: Tensor) -> Tensor:
+        with _autocast(setting):
+            return stream(frame)
+
+    return run
+
+
+def _transformers(setting: Setting, frame: Tensor) -> tuple[Callable[[Tensor], Tensor], tempfile.TemporaryDirectory]:
+    """Return transformers' SegFormer as a function of a frame, and a folder with its weights."""
+    try:
+        from transformers import SegformerConfig, SegformerForSemanticSegmentation
+        from transformers.utils.logging import disable_progress_bar
+    except ImportError:
+        raise ConfigError("--against transformers needs that package: pip install 'steadyseg[hf]'") from None
+    if setting.backbone not in VARIANTS:
+        raise ConfigError(f"transformers has no SegFormer on '{setting.backbone}'; take one of {', '.join(VARIANTS)}")
+    disable_progress_bar()
+    channels, depths = VARIANTS[setting.backbone]
+    sizes: dict[str, Any] = {"hidden_sizes": list(channels), "depths": list(depths), "decoder_hidden_size": 256}
+    config = SegformerConfig(**sizes, id2label={index: f"class {index}" for index in range(setting.classes)})
+    model = SegformerForSemanticSegmentation(config).eval().to(setting.device)
+    mean = torch.tensor(MEAN, device=setting.device)[:, None, None]
+    std = torch.tensor(STD, device=setting.device)[:, None, None]
+
+    def logits(frame: Tensor) -> Tensor:
+        return model(((frame - mean) / std)[None]).logits
+
+    @torch.inference_mode()
+    def run(frame: Tensor) -> Tensor:
+        with _autocast(setting):
+            full = F.interpolate(logits(frame), size=setting.size, mode="bilinear", align_corners=False)
+            return full.argmax(1)[0].to(torch.uint8)
+
+    with torch.no_grad():
+        model.decode_head.classifier.bias -= logits(frame).mean((0, 2, 3))  # labels vary over the image
+    folder = tempfile.TemporaryDirectory()
+    model.save_pretrained(folder.name)
+    return run, folder
+
+
+def _autocast(setting: Setting) -> AbstractContextManager[Any]:
+    if setting.precision == "fp32":
+        return nullcontext()
+    return torch.autocast(setting.device, DTYPES[setting.precision])
+
+
+def _timed(run: Callable[[Tensor], Tensor], frame: Tensor) -> tuple[float, Tensor]:
+    """Return the seconds that `run` takes, and what it returns."""
+    if frame.is_cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    labels = run(frame)
+    if frame.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, labels
+
+
+def _summary(times: list[float]) -> dict[str, Any]:
+    ordered = sorted(times)
+    return {
+        "latency_ms": {
+            "mean": 1e3 * statistics.mean(ordered),
+            "median": 1e3 * statistics.median(ordered),
+            "p95": 1e3 * ordered[min(int(0.95 * len(ordered)), len(ordered) - 1)],
+        },
+        "fps": 1.0 / statistics.mean(ordered),
+    }
+
+
+def _peak_memory(setting: Setting) -> float:
+    """Peak memory in MiB: of the device's allocator on cuda, else of the process."""
+    if setting.device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(found, platform.processor() or platform.machine())
