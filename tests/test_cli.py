@@ -148,6 +148,22 @@ def test_train_eval_and_predict_with_what_was_trained(tmp_path: Path, capsys: py
     assert "mVC16" in text and "undefined" in text and "(full)" in text
 
 
+def test_eval_takes_data_and_sizes_from_a_config(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "mine.yaml"
+    source = "{source: streets, split: test, size: [64, 96], length: 2, videos: 1}"
+    config.write_text(f"method: sdcpc\neval:\n  source: {source}\n  base: [48, 72]\n  resize: align32\n")
+    words = ["eval", "--model", weights, "--config", str(config), "--metrics", "iou", "--json"]
+    assert cli.main(words) == 0
+    report = json.loads(capsys.readouterr().out)
+    expected = {"data": "streets", "split": "test", "base": [48, 72], "resize": "align32"}
+    assert {key: report[key] for key in expected} == expected
+    assert cli.main([*words, "--split", "val", "--resize", "exact"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["split"], report["resize"], report["base"]) == ("val", "exact", [48, 72])
+
+
 def write_folder_source(root: Path, *, classes: int, value: int = 0) -> None:
     """Three labelled frames of one video, all of class `value`."""
     for part in ("images", "masks"):
@@ -216,6 +232,7 @@ def test_benchmark_shows_and_prints_json(monkeypatch: pytest.MonkeyPatch, capsys
         (["train", "smoke_streets", "train.lrr=1"], "did you mean 'lr'"),
         (["train", "smoke_streets", "train.lr=fast"], "train.lr is 'fast'"),
         (["train", "nowhere/some.yaml"], "no config file"),
+        (["eval", "--model", "x"], "no data given"),
         (["eval", "--model", "m", "--data", "camvit"], "did you mean 'camvid'"),
         (["eval", "--model", "m", "--data", "streets", "--metrics", "iuo"], "did you mean 'iou'"),
         (["eval", "--model", "m", "--data", "streets", "--base", "big"], "height x width"),
@@ -242,6 +259,7 @@ def test_outputs_that_cannot_be(fails: Callable[..., str], weights: str, clip: P
     assert "no folder" in fails(2, *call, tmp_path / "no" / "out.mp4")
     assert "ending" in fails(2, *call, tmp_path / "out.txt")
     assert "no folder" in fails(2, *call, tmp_path / "a.mp4", "--sheet", tmp_path / "no" / "sheet.png")
+    assert "no image ending" in fails(2, *call, tmp_path / "a.mp4", "--sheet", tmp_path / "sheet.txt")
     assert "one file" in fails(2, "predict", clip, clip, "--model", weights, "-o", tmp_path / "out.mp4")
     assert "same name" in fails(2, "predict", clip, clip, "--model", weights, "-o", tmp_path / "out")
     assert there.read_bytes() == b"mine"

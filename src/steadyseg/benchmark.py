@@ -104,7 +104,6 @@ def _count(run: Callable[[], object]) -> Cost:
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_EXTRA) as counter:
         run()
     counted = {operator.__name__.split(".")[0]: n for operator, n in counter.get_flop_counts()["Global"].items()}
-    counted.pop("baddbmm", None)  # layers.resize_sum: a resize, whatever computes it
     sampling = sum(counted.pop(name, 0) for name in _SAMPLERS)
     linear = sum(counted.pop(name, 0) for name in ("convolution", "addmm", "mm")) // 2  # it takes a multiply-add as 2
     return Cost(linear, linear + sum(counted.values()) // 2, sampling)

@@ -9,6 +9,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,7 +91,7 @@ def _targets(videos: Sequence[str], out: Path, suffix: str) -> list[Path]:
     """Return the output of each video; several videos, or an existing folder of videos, give files named alike."""
     if len(videos) == 1 and not (suffix and out.is_dir()):
         return [out]
-    if out.suffix:
+    if out.suffix and not out.is_dir():
         raise UsageError(f"predict: {len(videos)} videos do not go into one file {out}; give a folder")
     targets = [out / f"{Path(video).stem}{suffix}" for video in videos]
     if len(set(targets)) < len(targets):
@@ -122,9 +123,10 @@ def train(config: str, *overrides: str, out: str | None = None, resume: bool = F
 def evaluate(
     *,
     model: str,
-    data: str,
+    data: str | None = None,
+    config: str | None = None,
     root: str | None = None,
-    split: str = "val",
+    split: str | None = None,
     metrics: str | None = None,
     absent: Literal["skip", "zero", "mpvss"] = "skip",
     protocol: Literal["auto", "vspw", "cffm_skip16", "full", "strict", "mixed"] = "auto",
@@ -133,7 +135,7 @@ def evaluate(
     tc_mode: Literal["ours", "etc_exact", "vspw_exact"] = "ours",
     occlusion: bool = False,
     base: str | None = None,
-    resize: Literal["exact", "align32"] = "exact",
+    resize: Literal["exact", "align32"] | None = None,
     device: Device = "auto",
     json: bool = False,
 ) -> None:
@@ -142,8 +144,9 @@ def evaluate(
     Args:
         model: name of shipped weights (see steadyseg list), a weights file, a run's folder, or a hub id owner/name.
         data: data set by name.
-        root: its folder; $STEADYSEG_DATA and its name if not given.
-        split: which part of it.
+        config: a config, by file or name, whose eval section gives what --data, --split, --base and --resize do not.
+        root: folder of the data; $STEADYSEG_DATA and its name if not given.
+        split: which part of it; val if neither this nor a config says.
         metrics: any of iou (mIoU, wIoU), vc (mVC8, mVC16) and tc (TC), with commas; what suits the data if not given.
         absent: what mIoU does with classes that have no ground truth.
         protocol: of mVC; auto is vspw for VSPW, else full.
@@ -152,29 +155,37 @@ def evaluate(
         tc_mode: TC as defined here, or as two published scripts count it.
         occlusion: leave pixels that are hidden in the next frame out of TC.
         base: scale frames to fit these sides, such as 512x1024, before the model; labels keep their size.
-        resize: then keep the size, or stretch it to multiples of 32.
+        resize: then keep the size (exact, if nothing else is said), or stretch it to multiples of 32 (align32).
         device: where to run.
         json: print one JSON document.
     """
     from steadyseg import metrics as scoring
-    from steadyseg.config import EvalConfig
+    from steadyseg.config import EvalConfig, load
     from steadyseg.data import SourceConfig, open_source
     from steadyseg.engine import evaluate as engine
     from steadyseg.engine.checkpoint import load_model
 
-    config = EvalConfig(base=_size(base, "--base") if base else None, resize=resize)
+    if data is None and config is None:
+        raise UsageError("eval: no data given; expected --data, or --config whose eval section names it")
+    section = load(config).eval if config else EvalConfig()
+    sizes: dict[str, Any] = {"base": _size(base, "--base") if base else None, "resize": resize}
+    section = replace(section, **{name: value for name, value in sizes.items() if value is not None})
+    entry = section.source if data is None else SourceConfig(source=data, split="val")
+    place: dict[str, Any] = {"root": root, "split": split}
+    entry = replace(entry, **{name: value for name, value in place.items() if value is not None})
     variants = scoring.MetricConfig(
         absent=absent, protocol=protocol, flow=flow, flow_root=flow_root, mode=tc_mode, occlusion=occlusion
     )
-    source = open_source(SourceConfig(source=data, root=root, split=split))
+    source = open_source(entry)
     if metrics is None:
         scorers = scoring.standard(source, variants)
     else:
         scorers = [scoring.build(name, source, variants) for name in metrics.split(",")]
     network = load_model(model, _device(device))
-    with console.progress(f"{data} {split}", sum(map(source.length, source.names))) as advance:
-        scores = engine.evaluate(network, source, scorers, config=config, on_frame=advance)
-    about = {"model": model, "data": data, "split": split, "base": base, "resize": resize}
+    with console.progress(f"{entry.source} {entry.split}", sum(map(source.length, source.names))) as advance:
+        scores = engine.evaluate(network, source, scorers, config=section, on_frame=advance)
+    where = {"data": entry.source, "split": entry.split, "base": section.base, "resize": section.resize}
+    about = {"model": model, **where}
     protocols = [scorer.protocol for scorer in scorers]
     console.scores({**about, "scores": scores, "protocols": protocols}, as_json=json)
 

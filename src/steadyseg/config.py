@@ -95,7 +95,7 @@ class EvalConfig:
     source: SourceConfig = field(default_factory=lambda: SourceConfig(split="val"))
     """The split to score."""
     base: tuple[int, int] | None = None
-    """Long and short side, in pixels, that frames are scaled to fit, keeping their aspect; None keeps their size."""
+    """Height and width, in pixels, that frames are scaled to fit, long side to long side; None: their own."""
     resize: Literal["exact", "align32"] = "exact"
     """Then leave the frame as it is, or stretch both sides up to multiples of 32."""
 

@@ -87,14 +87,14 @@ def benchmark(report: dict[str, Any], *, as_json: bool) -> None:
         f"{setting['precision']}, {height}x{width}, {setting['classes']} classes, {setting['frames']} frames"
     )
     cost = table("G multiply-adds", "of", "layers", "hooks", "full", "sampling")
-    speed = table("method", "M parameters", "median ms", "p95 ms", "FPS", "peak MiB")
+    speed = table("method", "M parameters", "mean ms", "median ms", "p95 ms", "FPS", "peak MiB")
     for result in report["results"]:
         name = f"{result['method']} {result['backbone']}"
         for what, forms in result["multiply_adds"].items():
             for form, counts in forms.items():
                 cost.add_row(name, what, form, *(f"{counts[kind] / 1e9:.2f}" for kind in ("hooks", "full", "sampling")))
         time = result["latency_ms"]
-        numbers = (time["median"], time["p95"], result["fps"], result["peak_memory_mib"])
+        numbers = (time["mean"], time["median"], time["p95"], result["fps"], result["peak_memory_mib"])
         speed.add_row(name, f"{result['parameters'] / 1e6:.2f}", *(f"{number:.1f}" for number in numbers))
     out.print(cost)
     out.print(speed)

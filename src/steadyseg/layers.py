@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -31,13 +31,14 @@ class Folding(nn.Module, ABC):
     """A module whose chain of linear maps merges into fewer tensors, and which keeps its literal form as a reference.
 
     The merged tensors are computed with gradients while training, and once, then kept, while the module is in
-    evaluation mode and gradients are off. Changing the mode, device, dtype or weights discards what was kept.
+    evaluation mode and gradients are off. Changing the mode, device, dtype or weights discards what was kept; only
+    a change that autograd does not see either, through ``.data``, needs ``model.train().eval()`` after it.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._folded: tuple[Tensor, ...] | None = None
-        self.register_load_state_dict_pre_hook(_discard)
+        self._versions: tuple[int, ...] = ()
 
     @abstractmethod
     def fold(self) -> tuple[Tensor, ...]:
@@ -50,12 +51,16 @@ class Folding(nn.Module, ABC):
 
     def folded(self) -> tuple[Tensor, ...]:
         """Return `fold()`, kept where that is safe. Always computed without autocast."""
-        if self._folded is not None and not torch.is_grad_enabled():
+        versions = self._versions
+        if not torch.compiler.is_compiling():  # a graph that is being traced keeps what it finds
+            tensors = (*self.parameters(), *self.buffers())
+            versions = tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
+        if self._folded is not None and self._versions == versions and not torch.is_grad_enabled():
             return self._folded
         with torch.autocast(next(self.parameters()).device.type, enabled=False):
             folded = self.fold()
         if not self.training and not torch.is_grad_enabled():
-            self._folded = folded
+            self._folded, self._versions = folded, versions
         return folded
 
     def train(self, mode: bool = True) -> Self:
@@ -65,10 +70,6 @@ class Folding(nn.Module, ABC):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._folded = None
         return super()._apply(fn, recurse)
-
-
-def _discard(module: Folding, *_: Any) -> None:
-    module._folded = None
 
 
 def to_tokens(x: Tensor) -> Tensor:
@@ -90,7 +91,9 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Apply a linear map [D, C] to every pixel of a map: [B, C, h, w] -> [B, D, h, w], stored channels-last."""
-    return to_map(F.linear(to_tokens(x), weight, bias), (x.shape[2], x.shape[3]))
+    b, c, h, w = x.shape
+    pixels = x.permute(0, 2, 3, 1).reshape(b * h * w, c)  # [B * N, C]
+    return F.linear(pixels, weight, bias).unflatten(0, (b, h, w)).permute(0, 3, 1, 2)  # [B, D, h, w]
 
 
 class DropPath(nn.Module):

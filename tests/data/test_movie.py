@@ -65,3 +65,17 @@ def test_movie_frames_that_are_gone_are_named(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(DataError, match=re.escape(f"{file}: frame 0 cannot be decoded")):
         list(clip.read([0]))
+
+
+def test_movie_damaged_frames_are_named(tmp_path: Path) -> None:
+    """FFmpeg gives a picture for them all the same, patched from its neighbours."""
+    file = movie(tmp_path / "m.mp4", [n * 37 % 250 for n in range(40)], size=96)
+    with av.open(str(file)) as container:
+        damaged = [packet for packet in container.demux(video=0) if packet.size][20]
+    data = bytearray(file.read_bytes())
+    assert damaged.pos is not None
+    start, end = damaged.pos + 8, damaged.pos + damaged.size
+    data[start:end] = np.random.default_rng(0).integers(0, 256, end - start, dtype=np.uint8).tobytes()
+    file.write_bytes(data)
+    with pytest.raises(DataError, match=r"m\.mp4: frame 19 cannot be decoded"):
+        list(Movie(file).read(range(40)))

@@ -37,12 +37,13 @@ def test_root_comes_from_the_config_or_the_environment(tmp_path: Path, monkeypat
 
 
 def test_streets_need_no_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("steadyseg.data.streets")
     monkeypatch.delenv("STEADYSEG_DATA", raising=False)
     source = open_source(SourceConfig(size=(32, 48), length=3, videos=2))
     assert len(source.names) == 2
     assert source.length(source.names[0]) == 3
     assert source.files(source.names[0]) is None
+    with pytest.raises(ConfigError, match="'streets' is made, not read; leave its root here out"):
+        open_source(SourceConfig(root="here"))
 
 
 def test_weight_must_be_positive() -> None:

@@ -1,5 +1,6 @@
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 import tiny
@@ -71,11 +72,12 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"cannot write .*absent"):
         save_model(tmp_path / "absent" / "a.safetensors", build())
 
-    def fill_the_disk(state, path, metadata):
-        path.write_bytes(b"half")
+    def fill_the_disk(path, content):
+        with path.open("wb") as file:
+            file.write(content[:100])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", fill_the_disk)
+    monkeypatch.setattr(Path, "write_bytes", fill_the_disk)
     with pytest.raises(CheckpointError, match=r"cannot write .*: .*No space left on device"):
         save_model(tmp_path / "a.safetensors", build())
     assert not list(tmp_path.iterdir())

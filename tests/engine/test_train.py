@@ -246,6 +246,11 @@ def test_sources_must_agree_on_the_classes(tmp_path, monkeypatch):
     overrides = ["data.train=[{source: streets}, {source: camvid}]", "train.workers=0"]
     with pytest.raises(ConfigError, match="have 3 and 4 classes"):
         train(config.load("smoke_streets", overrides), tmp_path / "run")
+    other = tiny.TinySource()
+    other.classes = ("road", "tree", "car")
+    sources = iter([tiny.TinySource(), other])
+    with pytest.raises(ConfigError, match=r"class 1 is 'car' in one source of data\.train and 'tree' in another"):
+        train(config.load("smoke_streets", overrides), tmp_path / "again")
     with pytest.raises(ConfigError, match=r"data\.train is empty"):
         train(config.load("smoke_streets", ["data.train=[]"]), tmp_path / "other")
 

@@ -123,6 +123,7 @@ def test_constant_is_perfect_even_if_wrong(protocol: str, value: int) -> None:
 def test_strict_wants_the_right_label() -> None:
     assert score(constant(20), constant(20), "strict") == {"mVC8_strict": 1.0, "mVC16_strict": 1.0}
     assert score(constant(20), constant(20, 3), "strict") == {"mVC8_strict": 0.0, "mVC16_strict": 0.0}
+    assert VideoConsistency(LENGTHS, "strict").protocol == "mVC8_strict, mVC16_strict (strict)"
 
 
 @pytest.mark.parametrize("n", LENGTHS)

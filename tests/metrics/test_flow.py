@@ -147,6 +147,8 @@ def test_build_refuses() -> None:
         build_flow("files")
     with pytest.raises(ConfigError, match="found no folder nowhere"):
         build_flow("files", root="nowhere")
+    with pytest.raises(ConfigError, match="flow 'dis' reads no files"):
+        build_flow("dis", root="somewhere")
     with pytest.raises(ConfigError, match="got no source"):
         build_flow("source")
     with pytest.raises(ConfigError, match="got SimpleNamespace: choose flow 'dis'"):

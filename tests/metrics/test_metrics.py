@@ -81,7 +81,7 @@ def test_options_arrive() -> None:
     config = MetricConfig(absent="zero", lengths=(4,), protocol="strict", mode="vspw_exact")
     assert protocols(Source(), config) == [
         "mIoU, wIoU (absent classes count 0)",
-        "mVC4 (strict)",
+        "mVC4_strict (strict)",
         "TC (dis, vspw_exact)",
     ]
 

@@ -103,9 +103,11 @@ def test_folded_tensors_follow_the_weights() -> None:
     assert model.decoder._folded is not None
     model.train()
     assert model.decoder._folded is None
-    with torch.no_grad():
-        model.decoder.linear_fuse.conv.weight.mul_(2)
     model.eval()
+    with torch.inference_mode():
+        assert torch.equal(model.step(frame)[0], before)
+    with torch.no_grad():
+        model.decoder.linear_fuse.conv.weight.mul_(2)  # in evaluation mode, as an average of weights would
     with torch.inference_mode():
         after, _ = model.step(frame)
     assert not torch.allclose(before, after)

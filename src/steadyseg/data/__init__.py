@@ -60,7 +60,7 @@ def open_source(config: SourceConfig) -> VideoSource:
     """Open one split; only the file of that data set is imported.
 
     Raises:
-        ConfigError: if the name or the split is unknown, or no folder is given or found.
+        ConfigError: if the name or the split is unknown, no folder is given or found, or streets is given one.
         DataError: if the folder does not hold the data set.
     """
     if config.source not in _SOURCES:
@@ -69,6 +69,8 @@ def open_source(config: SourceConfig) -> VideoSource:
         raise ConfigError(f"unknown source '{config.source}'{hint}")
     source = getattr(import_module(f"{__name__}.{config.source}"), _SOURCES[config.source])
     if config.source == "streets":
+        if config.root is not None:
+            raise ConfigError(f"source 'streets' is made, not read; leave its root {config.root} out")
         return source(split=config.split, size=config.size, length=config.length, videos=config.videos)
     return source(_root(config), config.split)
 

@@ -59,6 +59,8 @@ class Movie:
         number = next(iter(frames), 0)
         try:
             with av.open(str(self.path)) as container:
+                # With more threads FFmpeg conceals damage.
+                container.streams.video[0].codec_context.thread_count = 1
                 decoded: Iterator[av.VideoFrame] = iter(())
                 shown: av.VideoFrame | None = None
                 for number in frames:
@@ -67,7 +69,7 @@ class Movie:
                         shown, decoded = self._seek(container, stamp)
                     while shown is not None and _stamp(shown) < stamp:
                         shown = next(decoded, None)
-                    if shown is None or _stamp(shown) != stamp:
+                    if shown is None or _stamp(shown) != stamp or shown.is_corrupt:
                         raise DataError(f"{self.path}: frame {number} cannot be decoded; restore or convert the video")
                     yield _picture(shown)
         except (av.FFmpegError, OSError) as error:

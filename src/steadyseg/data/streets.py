@@ -13,38 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steadyseg.data.camvid import CLASSES, PALETTE
 from steadyseg.data.renderer import Picture, render
 from steadyseg.data.source import VideoSource
 from steadyseg.data.textures import Array
 from steadyseg.data.town import Finish, Video
 from steadyseg.types import ConfigError, DataError, Frame
 
-CLASSES = (
-    "Sky",
-    "Building",
-    "Pole",
-    "Road",
-    "Pavement",
-    "Tree",
-    "SignSymbol",
-    "Fence",
-    "Car",
-    "Pedestrian",
-    "Bicyclist",
-)
-PALETTE = (
-    (128, 128, 128),
-    (128, 0, 0),
-    (192, 192, 128),
-    (128, 64, 128),
-    (60, 40, 222),
-    (128, 128, 0),
-    (192, 128, 128),
-    (64, 64, 128),
-    (64, 0, 128),
-    (64, 64, 0),
-    (0, 128, 192),
-)
 SPLITS = ("train", "val", "test")
 
 

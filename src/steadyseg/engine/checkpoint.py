@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import steadyseg
@@ -70,7 +70,7 @@ def save_model(path: Path, model: VideoSegmenter, source: VideoSource | None = N
                 raise CheckpointError(f"{name} does not fit into float16; save with half=False")
     partial = path.with_name(f"{path.name}.part")
     try:
-        save_file(state, partial, metadata={METADATA: json.dumps(about)})
+        partial.write_bytes(save(state, metadata={METADATA: json.dumps(about)}))  # with the user's own permissions
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)

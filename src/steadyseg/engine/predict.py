@@ -13,8 +13,17 @@ from steadyseg.data.source import VideoSource
 from steadyseg.engine.stream import Stream
 from steadyseg.models.base import VideoSegmenter
 from steadyseg.types import ConfigError
-from steadyseg.video import ContactSheet, LabelWriter, Overlay, VideoInfo, Writer, probe, read, write_image
-from steadyseg.video.output import Output
+from steadyseg.video import (
+    ContactSheet,
+    LabelWriter,
+    Overlay,
+    VideoInfo,
+    Writer,
+    image_output,
+    probe,
+    read,
+    write_image,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +81,8 @@ def predict(
     """
     config = config or PredictConfig()
     info = probe(video)
-    if config.sheet is not None:
-        Output(config.sheet, source=info.path, overwrite=config.overwrite)  # a wrong name is found before the work
+    if config.sheet is not None:  # a wrong name is found before the work
+        image_output(config.sheet, source=info.path, overwrite=config.overwrite)
     sheet = ContactSheet(model.classes, model.palette)
     draw = Overlay(
         model.classes, model.palette, opacity=config.opacity, legend=config.legend, beside=config.format == "side"

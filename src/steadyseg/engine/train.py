@@ -45,8 +45,8 @@ from steadyseg.types import CheckpointError, Clip, ConfigError, DataError, Stead
 CHECKPOINT, MODEL, CONFIG, LOG = "last.ckpt", "model.safetensors", "config.yaml", "log"
 WORKER_GRACE = 60
 """Seconds that a worker goes on after SIGTERM, for the training process to finish its step."""
-FREE = ("workers", "checkpoint_minutes", "log_every")
-"""Options of `train` that may change between a stop and its resumption, since no result depends on them."""
+FREE = ("train.workers", "train.checkpoint_minutes", "train.log_every", "data.cache_mb")
+"""Options that may change between a stop and its resumption, since no result depends on them."""
 
 
 class InterruptError(SteadysegError):
@@ -192,7 +192,7 @@ def _difference(run: Any, new: Any, where: str, key: str = "") -> str | None:
     if isinstance(run, dict) and isinstance(new, dict):
         for name in {**run, **new}:
             inner = f"{key}.{name}" if key else name
-            free = inner in [f"train.{option}" for option in FREE] or inner.split(".")[0] in ("eval", "published")
+            free = inner in FREE or inner.split(".")[0] in ("eval", "published")
             problem = None if free else _difference(run.get(name), new.get(name), where, inner)
             if problem:
                 return problem
@@ -209,6 +209,12 @@ def _open(data: DataConfig) -> list[VideoSource]:
         if len(other.classes) != len(sources[0].classes):
             counts = " and ".join(str(len(source.classes)) for source in (sources[0], other))
             raise ConfigError(f"the sources in data.train have {counts} classes; expected the same classes in all")
+        for number, (one, another) in enumerate(zip(sources[0].classes, other.classes, strict=True)):
+            if one != another:
+                raise ConfigError(
+                    f"class {number} is '{one}' in one source of data.train and '{another}' in another; "
+                    "expected the same classes in all, in the same order"
+                )
     return sources
 
 

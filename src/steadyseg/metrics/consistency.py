@@ -133,7 +133,7 @@ class VideoConsistency:
             raise ConfigError(f"protocol '{protocol}' does not read raw labels; leave raw_labels out, or choose 'vspw'")
         self._raw_labels = raw_labels
         merged = ", ignored labels merged" if self._rules.raw and raw_labels is None else ""
-        self.protocol = f"{', '.join(f'mVC{n}' for n in self.lengths)} ({protocol}{merged})"
+        self.protocol = f"{', '.join(f'mVC{n}{self._rules.suffix}' for n in self.lengths)} ({protocol}{merged})"
         self.sums = torch.zeros(len(self.lengths), dtype=torch.float64)
         """float64, per length: the sum of the scores of its windows."""
         self.counts = torch.zeros(len(self.lengths), dtype=torch.int64)

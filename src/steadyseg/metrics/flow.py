@@ -60,13 +60,15 @@ def build_flow(name: str, *, root: str | Path | None = None, source: Any = None)
 
     Args:
         name: "dis", "files", "source" or "raft".
-        root: for "files", the folder of the .flo files.
+        root: for "files", and only then, the folder of the .flo files.
         source: for "source", a data set with flow(name, frame) and visible(name, frame).
 
     Raises:
-        ConfigError: for an unknown name, or one whose library, folder or source is missing. Nothing else is taken
-            in its place.
+        ConfigError: for an unknown name, one whose library, folder or source is missing, or a folder that the name
+            does not read. Nothing else is taken in its place.
     """
+    if root is not None and name in NAMES and name != "files":
+        raise ConfigError(f"flow '{name}' reads no files; leave the folder {root} out, or choose flow 'files'")
     if name == "dis":
         return DISFlow()
     if name == "raft":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from steadyseg.backbones.base import Backbone
-from steadyseg.types import Clip, ShapeError, check_shape, default_palette
+from steadyseg.types import Clip, ConfigError, ShapeError, check_shape, default_palette
 
 State = Any
 """A NamedTuple of tensors, tuples of tensors and ints; each method declares its own, in its own file."""
@@ -58,6 +58,8 @@ class VideoSegmenter(nn.Module, ABC):
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
+        if not 0 <= config.drop_path < 1:
+            raise ConfigError(f"model.drop_path is {config.drop_path}; expected at least 0 and less than 1")
         self.config = config
         self.num_classes = num_classes
         self.classes: tuple[str, ...] = tuple(f"class {c}" for c in range(num_classes))

@@ -36,6 +36,7 @@ Computed differently, with the same result:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Literal, NamedTuple
 
 import torch
@@ -60,6 +61,8 @@ from steadyseg.types import IGNORE, Clip, ConfigError, ShapeError
 
 EPS = 1e-6
 """Of every LayerNorm here."""
+LEVELS = [levels for count in (1, 2, 3, 4) for levels in combinations((1, 2, 3, 4), count)]
+"""What `ssea.levels` may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -563,13 +566,22 @@ def _before(entries: tuple[Tensor, ...], distance: int) -> Tensor:
 
 
 def _check(config: SDCPCConfig) -> None:
-    dssa, ssea = config.dssa, config.ssea
-    if dssa.points not in (4, 9, 16):
-        raise ConfigError(f"dssa.points is {dssa.points}; expected 4, 9 or 16")
-    if not set(dssa.stages) <= {1, 2}:
-        raise ConfigError(f"dssa.stages is {list(dssa.stages)}; expected any of [1, 2], [1], [2], []")
-    if not ssea.levels or not set(ssea.levels) <= {1, 2, 3, 4}:
-        raise ConfigError(f"ssea.levels is {list(ssea.levels)}; expected some of 1, 2, 3, 4")
+    dssa, ssea, mcp = config.dssa, config.ssea, config.mcp
+    groups = 8  # heads of the linear attention, groups of the deformable convolution
+    rules = (
+        ("width", config.width, config.width > 0 and config.width % groups == 0, f"a positive multiple of {groups}"),
+        ("stride", config.stride, config.stride in (4, 8), "4 or 8"),
+        ("dssa.points", dssa.points, dssa.points in (4, 9, 16), "4, 9 or 16"),
+        ("dssa.stages", list(dssa.stages), dssa.stages in ((1, 2), (1,), (2,), ()), "[1, 2], [1], [2] or []"),
+        ("ssea.levels", list(ssea.levels), ssea.levels in LEVELS, "some of 1, 2, 3, 4, rising"),
+        ("mcp.variates", mcp.variates, mcp.variates > 0, "at least 1"),
+        ("mcp.width", mcp.width, mcp.width > 0, "at least 1"),
+        ("mcp.temperature", mcp.temperature, mcp.temperature > 0, "more than 0"),
+        ("mcp.query_cap", mcp.query_cap, mcp.query_cap is None or mcp.query_cap > 0, "at least 1, or null for all"),
+    )
+    for name, value, fits, expected in rules:
+        if not fits:
+            raise ConfigError(f"model.{name} is {value}; expected {expected}")
 
 
 METHOD = SDCPC

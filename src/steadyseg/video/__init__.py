@@ -2,7 +2,7 @@
 
 from steadyseg.video.contact_sheet import ContactSheet, contact_sheet, flicker
 from steadyseg.video.drawing import Overlay, overlay
-from steadyseg.video.images import LabelWriter, write_image
+from steadyseg.video.images import LabelWriter, image_output, write_image
 from steadyseg.video.reader import VideoInfo, probe, read
 from steadyseg.video.writer import Writer
 
@@ -14,6 +14,7 @@ __all__ = [
     "Writer",
     "contact_sheet",
     "flicker",
+    "image_output",
     "overlay",
     "probe",
     "read",

@@ -140,18 +140,32 @@ def write_image(path: str | Path, image: Tensor, *, overwrite: bool = False) -> 
         DataError: the disk is full.
     """
     check_shape("image", image, (3, "H", "W"), torch.uint8)
-    suffix = Path(path).suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ConfigError(f"output {path} has no image ending; expected one of {' '.join(SUFFIXES)}")
-    output = Output(path, overwrite=overwrite)
+    output = image_output(path, overwrite=overwrite)
     output.open_file()
     try:
         with naming(output.path):
             pixels = image.permute(1, 2, 0).contiguous().numpy()  # [H, W, 3]
-            Image.fromarray(pixels).save(output.part, format=Image.registered_extensions()[suffix])
+            form = Image.registered_extensions()[Path(path).suffix.lower()]
+            Image.fromarray(pixels).save(output.part, format=form)
         output.commit()
     finally:
         output.discard()
+
+
+def image_output(path: str | Path, *, source: Path | None = None, overwrite: bool = False) -> Output:
+    """Check the name of a picture; nothing is written yet.
+
+    Args:
+        path: the file; its ending chooses the format.
+        source: the input, which must not be overwritten; None when there is none.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        ConfigError: `path` has no image ending, is the input, exists, or lies in a folder that does not exist.
+    """
+    if Path(path).suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"output {path} has no image ending; expected one of {' '.join(SUFFIXES)}")
+    return Output(path, source=source, overwrite=overwrite)
 
 
 class LabelWriter:
