@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import inspect
 import json
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import wave
@@ -375,6 +377,25 @@ def test_interrupt_leaves_nothing(
     monkeypatch.setattr(prediction.Stream, "__call__", stop)
     assert cli.main(["predict", str(clip), "-o", str(tmp_path / "out.mp4"), "--model", weights]) == 130
     assert "interrupted" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_request_to_end_leaves_nothing(
+    weights: str, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(self: prediction.Stream, frame: torch.Tensor) -> torch.Tensor:
+        assert list(tmp_path.iterdir())  # the unfinished output
+        os.kill(os.getpid(), signal.SIGTERM)
+        return torch.zeros(frame.shape[1:], dtype=torch.uint8)
+
+    monkeypatch.setattr(prediction.Stream, "__call__", end)
+    words = ["steadyseg", "predict", str(clip), "-o", str(tmp_path / "out.mp4"), "--model", weights]
+    monkeypatch.setattr("sys.argv", words)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert cli.main() == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert not list(tmp_path.iterdir())
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -373,6 +374,10 @@ def run(argv: Sequence[str]) -> int:
     return COMMANDS[name](*positional, **options) or 0
 
 
+def _end(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -380,8 +385,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: words after the program's name; None takes them from the process.
 
     Returns:
-        The exit status: 0 when all went well, 1 for wrong data, 2 for a wrong call, 130 when interrupted.
+        The exit status: 0 when all went well, 1 for wrong data, 2 for a wrong call, 130 when interrupted, 143 when
+        told to end.
     """
+    if argv is None:  # as a program: SIGTERM unwinds like Ctrl-C, so that nothing half-written stays
+        signal.signal(signal.SIGTERM, _end)
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
