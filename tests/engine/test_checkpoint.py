@@ -257,6 +257,18 @@ def test_transformers_folder_with_a_pickle(huggingface, tmp_path):
     assert torch.equal(load_model(tmp_path).step(IMAGE)[0], load_model(folder).step(IMAGE)[0])
 
 
+def test_class_names_must_be_as_many_as_the_classes(huggingface, tmp_path):
+    folder, _ = huggingface
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"id2label": {"0": "road"}}))
+    with pytest.raises(CheckpointError, match="id2label names 1 classes; the weights have 3"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "id2label"}))
+    assert load_model(tmp_path).classes == ("class 0", "class 1", "class 2")
+
+
 @pytest.mark.parametrize(
     ("config", "text"),
     [

@@ -224,7 +224,7 @@ def test_linear_attention() -> None:
 
 @pytest.mark.parametrize("axis", ["rows", "columns"])
 def test_interleaved_offsets(axis: str) -> None:
-    """Sec. 3.3: interleave, convolve with stride 1, norm, ReLU, convolve with stride 2 along the interleaved axis."""
+    """Stage 1: interleave, convolve with stride 1, norm, ReLU, convolve with stride 2 along the interleaved axis."""
     torch.manual_seed(0)
     net = InterleavedOffsets(8, 4, axis).eval()
     net.output.weight.data.normal_()

@@ -174,8 +174,9 @@ def _load_segformer(state: dict[str, Tensor], classes: tuple[str, ...], path: Pa
     if head is None:
         raise CheckpointError(f"{path}: missing key decoder.linear_pred.weight")
     config = options_from_dict("segformer", {"backbone": variant, "width": head.shape[1], **options})
-    if len(classes) != head.shape[0]:
-        classes = tuple(f"class {number}" for number in range(head.shape[0]))
+    if classes and len(classes) != head.shape[0]:
+        raise CheckpointError(f"{path}: id2label names {len(classes)} classes; the weights have {head.shape[0]}")
+    classes = classes or tuple(f"class {number}" for number in range(head.shape[0]))
     return _assemble("segformer", config, state, (classes, None), path)
 
 

@@ -259,7 +259,7 @@ class SDCPC(VideoSegmenter):
         return graphs
 
 
-# ---- Sec. 3.2: static semantic efficient aggregation ---------------------------------------------------------------
+# ---- SSEA, Eq. (1): static semantic efficient aggregation -----------------------------------------------------------
 
 
 class SSEA(nn.Module):
@@ -340,7 +340,7 @@ class LinearAttention(nn.Module):
         return out.flatten(2).to(tokens.dtype)  # [B, N, C]
 
 
-# ---- Sec. 3.3: dynamic semantic selective aggregation --------------------------------------------------------------
+# ---- DSSA, Eq. (2): dynamic semantic selective aggregation ----------------------------------------------------------
 
 
 class DSSA(nn.Module):
@@ -469,7 +469,7 @@ class Offsets(nn.Module):
 
 
 class InterleavedOffsets(Offsets):
-    """Stage 1 (Sec. 3.3): convolutions over the rows of query and reference in turn, the second with stride 2.
+    """Stage 1 of DSSA: convolutions over the rows of query and reference in turn, the second with stride 2.
 
     Row 2r of the interleaved map is query row r, row 2r + 1 is reference row r. A 3x3 convolution there is a sum of
     convolutions of the two maps, so the map is never built: `query_part` and `reference_part` hold the sums for even
@@ -512,14 +512,14 @@ class InterleavedOffsets(Offsets):
 
 
 class DifferenceOffsets(Offsets):
-    """Stage 2 (Sec. 3.3): convolutions over query minus reference."""
+    """Stage 2 of DSSA: convolutions over query minus reference."""
 
     def forward(self, query: Tensor, reference: Tensor) -> Tensor:
         """query and reference [B, C, h, w] -> points [B, N, P, 2]."""
         return self.place(self.output(torch.relu(self.norm(self.hidden(query - reference)))))
 
 
-# ---- Sec. 3.4: multivariate class prototypes -----------------------------------------------------------------------
+# ---- MCP-CL, Eqs. (3) to (7): multivariate class prototypes ---------------------------------------------------------
 
 
 class VariateHead(Folding):
