@@ -157,6 +157,14 @@ def test_a_full_disk_is_an_error_and_keeps_the_last_checkpoint(tmp_path, monkeyp
     assert [path.read_bytes() for path in (tmp_path / "run").glob("last.ckpt*")] == [before]
 
 
+def test_mistakes_leave_no_folder_and_there_must_be_something_to_resume(tmp_path):
+    with pytest.raises(ConfigError, match="no run in .* to resume"):
+        train(tiny.experiment(), tmp_path / "run", resume=True)
+    with pytest.raises(CheckpointError, match="nowhere"):
+        train(tiny.experiment(init="nowhere.safetensors"), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_with_something_in_it_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="exists; pass --resume or another --out"):

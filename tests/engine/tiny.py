@@ -149,7 +149,7 @@ def run(out: str, iterations: int, *, pause: float = 0.0, dropout: float = 0.5, 
     """Train in this process, waiting `pause` seconds a clip; for tests that kill it or need several."""
     torch.set_num_threads(1)
     install(dataset=TinyClips(lambda i: time.sleep(pause)))
-    training.train(experiment(Config(dropout=dropout), iterations=iterations, **train), Path(out), resume=True)
+    training.train(experiment(Config(dropout=dropout), iterations=iterations, **train), Path(out))
 
 
 def command(out: Path, iterations: int, **train: Any) -> list[str]:

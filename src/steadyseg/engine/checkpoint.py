@@ -245,6 +245,12 @@ def _locate(path: str | Path) -> Path:
         return place / "model.safetensors"  # a training run's folder
     if place.is_file() and place.suffix not in (".safetensors", *PICKLES):
         raise CheckpointError(f"{place} is not a weights file; expected .safetensors, {', '.join(PICKLES)}")
+    if place.is_dir() and not (place / "config.json").is_file():
+        hint = "; the run in it has not finished: steadyseg train --resume" if (place / "config.yaml").is_file() else ""
+        raise CheckpointError(
+            f"{place} has no readable config.json (a SegFormer of transformers) and no model.safetensors "
+            f"(a finished run){hint}"
+        )
     if place.exists():
         return place
     if name in names():
@@ -259,7 +265,9 @@ def _locate(path: str | Path) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"cannot fetch '{name}' from the Hugging Face hub: {reason}") from error
+        raise CheckpointError(
+            f"no file or folder '{name}', and the Hugging Face hub does not give it: {reason}"
+        ) from error
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

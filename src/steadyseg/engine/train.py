@@ -13,7 +13,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -80,12 +80,11 @@ def train(experiment: Experiment, out: Path, *, resume: bool = False) -> Path:
     """
     config = experiment.train
     fabric = _launch(config)
-    problem = fabric.broadcast(_prepare(experiment, out, resume) if fabric.is_global_zero else None)
-    if problem:
-        raise ConfigError(problem)
+    _agree(fabric, lambda: _problem(experiment, out, resume))
     sources = _open(experiment.data)
     model = _build(experiment, sources[0], fabric)
     dataset = training_clips(experiment.data, model.offsets, config.seed)
+    _agree(fabric, lambda: _begin(experiment, out))  # what a mistake in the data or in `init` leaves behind is nothing
     network, optimizer = fabric.setup(_Terms(model), build_optimizer(model, config))
     step = _restore(out / CHECKPOINT, fabric, model, optimizer)
     if step == 0 and config.class_weights != "none":
@@ -167,16 +166,30 @@ def _launch(config: TrainConfig) -> Fabric:
     return fabric
 
 
-def _prepare(experiment: Experiment, out: Path, resume: bool) -> str | None:
-    """Make or check the run folder; returns what is wrong with it."""
+def _agree(fabric: Fabric, check: Callable[[], str | None]) -> None:
+    """Let the first process check something, and stop all with what it finds wrong."""
+    problem = fabric.broadcast(check() if fabric.is_global_zero else None)
+    if problem:
+        raise ConfigError(problem)
+
+
+def _problem(experiment: Experiment, out: Path, resume: bool) -> str | None:
+    """Return what is wrong with the run folder, if anything."""
     if out.exists() and not out.is_dir():
         return f"{out} is a file; expected a folder for the run"
-    if out.is_dir() and any(out.iterdir()):
-        if not resume:
-            return f"run folder {out} exists; pass --resume or another --out"
-        if not (out / CONFIG).is_file():
-            return f"{out} is not a run folder: no {CONFIG}; pass another --out"
-        return _difference(to_dict(load(out / CONFIG)), to_dict(experiment), str(out))
+    if not out.is_dir() or not any(out.iterdir()):
+        return f"no run in {out} to resume; leave out --resume to start one there" if resume else None
+    if not resume:
+        return f"run folder {out} exists; pass --resume or another --out"
+    if not (out / CONFIG).is_file():
+        return f"{out} is not a run folder: no {CONFIG}; pass another --out"
+    return _difference(to_dict(load(out / CONFIG)), to_dict(experiment), str(out))
+
+
+def _begin(experiment: Experiment, out: Path) -> str | None:
+    """Make the run folder and write the config, unless they are there; returns why that is impossible."""
+    if (out / CONFIG).is_file():
+        return None
     try:
         out.mkdir(parents=True, exist_ok=True)
         partial = out / f"{CONFIG}.part"
