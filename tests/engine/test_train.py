@@ -158,7 +158,7 @@ def test_a_full_disk_is_an_error_and_keeps_the_last_checkpoint(tmp_path, monkeyp
 
 
 def test_mistakes_leave_no_folder_and_there_must_be_something_to_resume(tmp_path):
-    with pytest.raises(ConfigError, match="no run in .* to resume"):
+    with pytest.raises(ConfigError, match=r"no run in .* to resume"):
         train(tiny.experiment(), tmp_path / "run", resume=True)
     with pytest.raises(CheckpointError, match="nowhere"):
         train(tiny.experiment(init="nowhere.safetensors"), tmp_path / "run")
