@@ -59,7 +59,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "labels.json")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if not (Path(os.environ.get("STEADYSEG_DATA", "")) / "camvid" / "images" / "test").is_dir():
+        parser.error("found no CamVid; set STEADYSEG_DATA to the folder that holds camvid/images/test")
+    if min(options.frames, options.repeats) < 1 or options.frames * options.repeats < 2:
+        parser.error("expected at least one frame and two timed pairs in all")
+    return options
 
 
 def camvid_frames(count: int) -> list[tuple[Tensor, Tensor]]:

@@ -229,7 +229,7 @@ def test_benchmark_shows_and_prints_json(monkeypatch: pytest.MonkeyPatch, capsys
         (["predict", "x.mp4", "-o", "y.mp4", "--format", "overlya"], "did you mean 'overlay'"),
         (["predict", "a.mp4", "b.mp4", "-o", "y", "--sheet", "s.png"], "one video"),
         (["list", "more"], "more"),
-        (["train"], "config"),
+        (["train"], "CONFIG is missing"),
         (["train", "smoke_stret"], "did you mean 'smoke_streets'"),
         (["train", "smoke_streets", "train.lrr=1"], "did you mean 'lr'"),
         (["train", "smoke_streets", "train.lr=fast"], "train.lr is 'fast'"),

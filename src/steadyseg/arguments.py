@@ -112,7 +112,7 @@ def parse(name: str, command: Callable[..., Any], args: Sequence[str]) -> tuple[
 
 def _explain(message: str) -> str:
     """Put an argparse or jsonargparse message into one line of plain words."""
-    missing = re.fullmatch(r"the following arguments are required: (\w+)", message)
+    missing = re.fullmatch(r"the following arguments are required: (\w+).*", message)  # the first is enough
     if missing:
         return f"{missing[1].upper()} is missing" if missing[1] not in SHORT else f"{SHORT[missing[1]]} is missing"
     found = re.match(r'Parser key "(\w+)":', message)
