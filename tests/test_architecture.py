@@ -16,22 +16,25 @@ METHODS = [file for file in FILES if file.parent.name == "models" and file.stem 
 
 BOTTOM = {"types"}
 PRIMITIVES = {"ops", "losses", "metrics", "data", "video"}
-MODEL = {"types", "ops", "backbones", "layers", "decoders", "losses"}
+MODEL = {"types", "flow", "ops", "backbones", "layers", "decoders", "losses"}
 BELOW_ENGINE = MODEL | PRIMITIVES | {"models", "config"}
 BELOW_TOOLS = BELOW_ENGINE | {"engine"}
 ALLOWED = {
     "types": set(),
     "arguments": set(),
     "console": set(),
+    "flow": BOTTOM,
     **dict.fromkeys(PRIMITIVES, BOTTOM),
+    "metrics": BOTTOM | {"flow"},
     "layers": {"types", "ops"},
     "backbones": {"types", "ops", "layers"},
     "decoders": {"types", "ops", "layers"},
     "models": MODEL,
     "config": {"types", "models", "data"},
     "engine": BELOW_ENGINE,
-    **dict.fromkeys(("backends", "benchmark", "export", "cluster", "app"), BELOW_TOOLS),
-    "cli": BELOW_TOOLS | {"arguments", "console", "backends", "benchmark", "export", "cluster", "app"},
+    "costs": BELOW_ENGINE,
+    **dict.fromkeys(("backends", "benchmark", "export", "cluster", "app"), BELOW_TOOLS | {"costs"}),
+    "cli": BELOW_TOOLS | {"arguments", "console", "costs", "backends", "benchmark", "export", "cluster", "app"},
     "": BELOW_TOOLS,  # the package's own __init__: public names
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -36,14 +37,26 @@ class TrainConfig:
     """Optimiser steps of the whole run."""
     batch_size: int = 2
     """Clips a process and step."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW with betas 0.9 and 0.999, or stochastic gradient descent with momentum."""
+    momentum: float = 0.9
+    """Of SGD."""
     lr: float = 6e-5
-    """Peak learning rate of the backbone; everything else learns ten times as fast."""
+    """Peak learning rate of the backbone."""
+    head_lr_factor: float = 10.0
+    """Everything outside the backbone learns this many times as fast."""
     warmup: int = 1500
     """Steps over which the rate rises linearly from a millionth of its value; 0 for none."""
     power: float = 1.0
-    """Exponent of the polynomial decay to zero; 1 is linear."""
+    """Exponent of the polynomial decay; 1 is linear."""
+    min_lr: float = 0.0
+    """The rate at the end of the decay."""
+    decay_after_warmup: bool = False
+    """Whether the decay begins after the warm-up; otherwise it runs from the first step and multiplies the warm-up."""
     weight_decay: float = 0.01
-    """AdamW's decay, except for norm layers."""
+    """Of the optimiser."""
+    decay_norms: bool = False
+    """Whether weight decay acts on norm layers too."""
     clip_norm: float | None = None
     """Largest L2 norm of the gradient; None does not clip."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
@@ -76,7 +89,7 @@ class TrainConfig:
             value = getattr(self, name)
             if not value >= least:
                 raise ConfigError(f"train.{name} is {value}; expected at least {least}")
-        for name in ("lr", "power", "clip_norm"):
+        for name in ("lr", "power", "clip_norm", "head_lr_factor"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"train.{name} is {value}; expected more than 0")
@@ -84,7 +97,7 @@ class TrainConfig:
 
 _LEAST = {
     **dict.fromkeys(("iterations", "batch_size", "log_every", "nodes"), 1),
-    **dict.fromkeys(("warmup", "weight_decay", "workers", "seed", "checkpoint_minutes"), 0),
+    **dict.fromkeys(("warmup", "weight_decay", "workers", "seed", "checkpoint_minutes", "momentum", "min_lr"), 0),
 }
 
 
@@ -120,6 +133,12 @@ class Experiment:
 def names() -> list[str]:
     """Return the names of the shipped configs."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def costs() -> dict[str, Any]:
+    """Return what benchmarks/costs.py counted for each shipped config: "parameters", "multiply_adds" and "of"."""
+    found: dict[str, Any] = json.loads((FOLDER / "costs.json").read_text(encoding="utf-8"))
+    return found
 
 
 def load(name: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -174,6 +193,18 @@ def options_from_dict(method: str, raw: Mapping[str, Any]) -> ModelConfig:
     """
     options: ModelConfig = _build(models.method(method).Config, raw, "model")
     return options
+
+
+def parse_options(text: str) -> dict[str, Any]:
+    """Read changes of a method's options, such as "interval=6 adaptive.threshold=0.4", as nested plain values.
+
+    Raises:
+        ConfigError: if a word is not of the form key=value.
+    """
+    raw: dict[str, Any] = {}
+    for word in text.split():
+        _assign(raw, word)
+    return raw
 
 
 # ---- files and overrides -----------------------------------------------------------------------------------------
@@ -254,6 +285,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast("type", hint), value, key)
     options, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if options is Literal and isinstance(value, bool):  # YAML reads a plain on or off so
+        value = "on" if value else "off"
     optional = options in (typing.Union, types.UnionType) and type(None) in arguments
     if value is None:
         if optional:
@@ -290,6 +323,8 @@ def _describe(hint: Any) -> str:
         return "one of " + ", ".join(str(argument) for argument in arguments)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join("null" if argument is type(None) else _describe(argument) for argument in arguments)
+    if typing.get_origin(hint) is Mapping:
+        return "a mapping"
     return hint.__name__ if isinstance(hint, type) and not arguments else str(hint).replace("typing.", "")
 
 

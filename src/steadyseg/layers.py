@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadyseg.ops.sample import corners, gather_rows
+from steadyseg.ops.sample import corners, gather_rows, sample
 
 _PLAIN = ContextVar("plain", default=False)
 
@@ -192,3 +192,20 @@ def pixel_centres(size: tuple[int, int], device: torch.device) -> Tensor:
     h, w = size
     y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
     return torch.stack((x, y), dim=-1).flatten(0, 1).float()  # [N, 2]
+
+
+def warp(x: Tensor, flow: Tensor) -> Tensor:
+    """Read a map where optical flow leads, bilinearly, its border outside; cells lie at half-pixel centres.
+
+    Args:
+        x: float [B, C, h, w].
+        flow: float32 [B, 2, H, W] of any size, the displacement (dx, dy) in pixels of H x W.
+
+    Returns:
+        [B, C, h, w].
+    """
+    size = (x.shape[2], x.shape[3])
+    scale = flow.new_tensor([size[1] / flow.shape[3], size[0] / flow.shape[2]])  # from pixels of H x W to cells
+    shift = to_tokens(resize(flow, size)) * scale  # [B, N, 2]
+    points = pixel_centres(size, x.device) + shift  # [B, N, 2]
+    return to_map(sample(to_tokens(x), points, size, "border"), size)  # [B, C, h, w]

@@ -1,40 +1,84 @@
-"""Running a backbone in two parts equals running it at once, bit for bit, for every cut."""
+"""Running a backbone in two parts equals running it at once, bit for bit, for every cut; sizes, and MiT's weights."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from steadyseg.backbones import build_backbone, names
+from steadyseg.backbones import build_backbone, hrnet, mit, names, resnet
+from steadyseg.backbones.base import STAGES
 from steadyseg.backbones.mit import from_huggingface, from_nvlabs, to_huggingface
+from steadyseg.layers import to_tokens
 from steadyseg.types import CheckpointError, ConfigError
 
+FAMILIES = ("mit_b0", "resnet18", "resnet50s_ppm", "hrnet_w18")
+SIZES = {4: (120, 214), 8: (60, 107), 16: (30, 54), 32: (15, 27)}
+"""Of a map of an image of 480x853, by stride."""
 
-def test_every_cut_is_exact() -> None:
-    torch.manual_seed(0)
-    backbone = build_backbone("mit_b0").eval()
-    image = torch.randn(2, 3, 70, 101)
+
+def test_names_are_those_of_the_families() -> None:
+    assert names() == [*mit.VARIANTS, *resnet.VARIANTS, *hrnet.WIDTHS]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_cut_is_exact(name: str) -> None:
+    backbone = build_backbone(name).eval()
+    image = torch.randn(2, 3, 39, 57)
     with torch.inference_mode():
         whole = backbone(image)
-        for name, _ in backbone.units():
-            first = backbone(image, stop=name)
-            if name == "stage4":
-                continue
-            second = backbone(first[name], start=name)
+        assert list(whole) == list(STAGES)
+        value = image  # what the units up to here pass on
+        *cuts, last = backbone.units()
+        assert last[0] == "stage4"
+        for cut, unit in cuts:
+            value = unit(value)
+            first = backbone(image, stop=cut)
+            second = backbone(value, start=cut)
+            assert torch.equal(first[cut], backbone.output(cut, value))
+            assert {*first, *second} == {*STAGES, cut} and not {*first} & {*second}, cut
             for stage, expected in whole.items():
-                assert torch.equal((second if stage in second else first)[stage], expected), (name, stage)
+                assert torch.equal((first | second)[stage], expected), (cut, stage)
 
 
-def test_sizes_and_channels() -> None:
+@pytest.mark.parametrize("name", names())
+def test_sizes_and_channels(name: str) -> None:
     """480x853 gives 120x214, 60x107, 30x54, 15x27."""
     with torch.device("meta"):
-        for name in names():
-            backbone = build_backbone(name)
-            stages = backbone(torch.empty(1, 3, 480, 853))
-            assert [tuple(x.shape[1:]) for x in stages.values()] == [
-                (channels, *size)
-                for channels, size in zip(backbone.channels, [(120, 214), (60, 107), (30, 54), (15, 27)], strict=True)
-            ]
+        backbone = build_backbone(name)
+        stages = backbone(torch.empty(2, 3, 480, 853))
+    assert [tuple(x.shape[1:]) for x in stages.values()] == [
+        (channels, *SIZES[stride]) for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("size", [(32, 32), (33, 47)])
+def test_smallest_and_odd_images(name: str, size: tuple[int, int]) -> None:
+    """Every stage has pixels, and maps are stored channels-last or are parts of such a map."""
+    backbone = build_backbone(name).eval()
+    assert backbone.minimum == 32
+    with torch.inference_mode():
+        for stage, x in backbone(torch.randn(1, 3, *size)).items():
+            stride = backbone.strides[STAGES.index(stage)]
+            assert x.shape[2:] == tuple(-(-side // stride) for side in size)
+            assert x.isfinite().all()
+            assert x.stride(1) == 1 and to_tokens(x).data_ptr() == x.data_ptr()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_units_leave_their_input_alone(name: str) -> None:
+    backbone = build_backbone(name)
+    value = torch.randn(2, 3, 33, 47)
+    for mode in (True, False):
+        backbone.train(mode)
+        with torch.inference_mode():
+            for unit, function in backbone.units():
+                maps = value if isinstance(value, tuple) else (value,)
+                before = [x.clone() for x in maps]
+                passed_on = function(value)
+                assert all(torch.equal(x, copy) for x, copy in zip(maps, before, strict=True)), unit
+                value = passed_on
+        value = torch.randn(2, 3, 33, 47)
 
 
 def test_parameter_counts() -> None:

@@ -203,6 +203,19 @@ def test_training_clips() -> None:
     assert not equal(training_clips(config, (-2, -1, 0), seed=4)[0], drawn[0])
 
 
+def test_clips_labelled_throughout_need_such_videos_or_stills(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = {"a": 3}
+    monkeypatch.setattr(clips, "open_source", lambda entry: TinySource(entry.size, every["a"]))
+    moving = SourceConfig(source="streets", size=(24, 32))
+    frozen = SourceConfig(source="streets", size=(24, 32), still=True)
+    augment = AugmentConfig(crop=(16, 20))
+    with pytest.raises(DataError, match=r"4 of the 12 frames of 'a' are labelled.*still: true"):
+        training_clips(DataConfig(train=(moving,), augment=augment), (-1, 0), seed=0, dense=True)
+    training_clips(DataConfig(train=(frozen,), augment=augment), (-1, 0), seed=0, dense=True)
+    every["a"] = 1
+    training_clips(DataConfig(train=(moving,), augment=augment), (-1, 0), seed=0, dense=True)
+
+
 @pytest.mark.usefixtures("tiny")
 def test_two_entries_of_one_source_draw_differently() -> None:
     entry = SourceConfig(size=(24, 32))

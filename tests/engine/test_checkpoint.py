@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,9 @@ from safetensors.torch import load_file, save_file
 import steadyseg
 from steadyseg.engine import checkpoint
 from steadyseg.engine.checkpoint import check_classes, load_backbone, load_model, save_model
-from steadyseg.models import method
-from steadyseg.types import CheckpointError
+from steadyseg.models import method, sdcpc
+from steadyseg.models.segformer import SegFormer, SegFormerConfig
+from steadyseg.types import CheckpointError, ConfigError
 
 IMAGE = torch.arange(3 * 64 * 64).reshape(1, 3, 64, 64).remainder(251).to(torch.uint8)
 
@@ -231,7 +234,10 @@ def test_backbone_of_another_size_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"wrongly shaped \(.*patch_embed1\.proj\.weight \[64, 3, 7, 7\]"):
         load_backbone(build(), tmp_path / "b1.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match=r"has no key that starts with backbone\."):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: .*176 missing \(.* and 168 more\); 1 extra \(a\)"):
+        load_backbone(build(), tmp_path / "a.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"steadyseg": "{}"})
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: no key starts with backbone\."):
         load_backbone(build(), tmp_path / "a.safetensors")
 
 
@@ -294,6 +300,94 @@ def test_transformers_encoder_alone_is_no_model(huggingface, tmp_path):
     with pytest.raises(CheckpointError, match="a backbone without a decoder"):
         load_model(tmp_path)
     load_backbone(build(), tmp_path)
+
+
+class Every(SegFormer):
+    """A method that runs the weights of a SegFormer, with an option of its own."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(SegFormerConfig):
+        interval: int = 4
+
+    @classmethod
+    def adopt(cls, options):
+        return cls.Config(**options)
+
+
+@pytest.fixture
+def every(monkeypatch):
+    """Make `Every` known under its name."""
+    monkeypatch.setattr("steadyseg.models.method", lambda name: Every if name == "every" else method(name))
+
+
+def files_of_segformers(huggingface, tmp_path):
+    """Return a folder of transformers, an authors' file and one of ours."""
+    torch.save(nvlabs(build(width=48)), tmp_path / "a.pth")
+    save_model(tmp_path / "a.safetensors", build(width=24, drop_path=0.3, dropout=0.2), half=True)
+    return huggingface[0], tmp_path / "a.pth", tmp_path / "a.safetensors"
+
+
+@pytest.mark.usefixtures("every")
+def test_another_method_runs_the_weights_of_a_segformer(huggingface, tmp_path):
+    for place in files_of_segformers(huggingface, tmp_path):
+        plain = load_model(place)
+        model = load_model(place, method="every", options={"interval": 6})
+        assert type(model) is Every and not model.training
+        assert model.config.interval == 6
+        shared = [field.name for field in dataclasses.fields(plain.config)]
+        assert [getattr(model.config, name) for name in shared] == [getattr(plain.config, name) for name in shared]
+        assert (model.classes, model.palette) == (plain.classes, plain.palette)
+        assert torch.equal(model.step(IMAGE)[0], plain.step(IMAGE)[0])
+        assert load_model(place, method="every").config.interval == 4
+        assert type(load_model(place, method="segformer")) is type(plain)
+
+
+@pytest.mark.usefixtures("every")
+def test_methods_that_cannot_run_the_weights(huggingface, tmp_path):
+    for place in files_of_segformers(huggingface, tmp_path):
+        with pytest.raises(ConfigError, match=r"SDCPC has weights that a SegFormer lacks; train it"):
+            load_model(place, method="sdcpc")
+        with pytest.raises(ConfigError, match=r"unknown method 'segfomer'; did you mean 'segformer'\?"):
+            load_model(place, method="segfomer")
+    save_model(tmp_path / "sdcpc.safetensors", build("sdcpc"))
+    assert type(load_model(tmp_path / "sdcpc.safetensors", method="sdcpc")) is method("sdcpc")
+    for name in ("segformer", "every"):
+        with pytest.raises(ConfigError, match=r"holds a model of method sdcpc, which only that method can run, not "):
+            load_model(tmp_path / "sdcpc.safetensors", method=name)
+
+
+def test_options_change_the_file_s_own(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_model(path, build("sdcpc", drop_path=0.3, mcp=sdcpc.MCPConfig(temperature=0.2)))
+    model = load_model(path, options={"dssa": {"order": "direct"}, "mcp": {"query_cap": "7"}, "drop_path": 0})
+    assert model.config.dssa == sdcpc.DSSAConfig(order="direct")
+    assert model.config.mcp == sdcpc.MCPConfig(temperature=0.2, query_cap=7)
+    assert model.config.drop_path == 0
+    assert load_model(path, options={}).config == load_model(path).config
+    for options, text in (
+        ({"dsa": {}}, "unknown key 'dsa' in model; did you mean 'dssa'?"),
+        ({"dssa": {"points": "many"}}, "model.dssa.points is 'many'; expected int"),
+        ({"dssa": {"points": 5}}, "model.dssa.points is 5; expected 4, 9 or 16"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            load_model(path, options=options)
+        assert text in str(error.value)
+    with pytest.raises(CheckpointError, match=r"wrongly shaped \(dssa\.offsets1\.output\.weight \[8, 128, 3, 3\]"):
+        load_model(path, options={"dssa": {"points": 9}})
+
+
+def test_150_classes_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    names = {number: f"thing {number}" for number in range(150)}
+    settings = transformers.SegformerConfig(decoder_hidden_size=16, id2label=names)
+    theirs = transformers.SegformerForSemanticSegmentation(settings).eval()
+    theirs.save_pretrained(tmp_path)
+    for name in (None, "segformer"):
+        model = load_model(tmp_path, method=name)
+        assert model.classes == tuple(names.values())
+        with torch.inference_mode():
+            expected = theirs(model.normalize(IMAGE)).logits
+            torch.testing.assert_close(model.step(IMAGE)[0], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_names_paths_and_hub_ids(tmp_path, monkeypatch, huggingface):

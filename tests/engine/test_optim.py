@@ -18,6 +18,26 @@ def test_poly_without_warmup_starts_at_the_peak():
     assert poly(0, iterations=10, warmup=0, power=1.0) == 1.0
 
 
+@pytest.mark.parametrize("step", [0, 749, 1500, 40_000, 79_999])
+def test_decay_after_the_warmup_down_to_a_least_rate(step):
+    """Peak b, least rate m: b times the warm-up, then (b - m) * (1 - (s - w) / (n - w)) ** p + m."""
+    peak, least = 0.01, 1e-4
+    if step < 1500:
+        expected = peak * ((1 - 1e-6) * step / 1500 + 1e-6)
+    else:
+        expected = (peak - least) * (1 - (step - 1500) / (80_000 - 1500)) ** 0.9 + least
+    share = poly(step, iterations=80_000, warmup=1500, power=0.9, least=least / peak, after_warmup=True)
+    assert peak * share == pytest.approx(expected, rel=1e-12)
+
+
+def test_sgd_with_equal_rates_and_decay_everywhere():
+    config = tiny.experiment(optimizer="sgd", momentum=0.8, lr=0.1, head_lr_factor=1.0, decay_norms=True).train
+    optimizer = build_optimizer(tiny.Tiny(tiny.Config(), 3), config)
+    assert isinstance(optimizer, torch.optim.SGD)
+    settings = {(group["lr"], group["momentum"], group["weight_decay"]) for group in optimizer.param_groups}
+    assert settings == {(0.1, 0.8, config.weight_decay)}
+
+
 def test_groups_of_a_real_model():
     segformer = method("segformer")
     model = segformer(segformer.Config(), 3)

@@ -25,7 +25,7 @@ def tiny_method(monkeypatch):
 
 
 def with_hook(monkeypatch, hook):
-    monkeypatch.setattr(training, "training_clips", lambda *args: tiny.TinyClips(hook))
+    monkeypatch.setattr(training, "training_clips", lambda *args, dense: tiny.TinyClips(hook))
 
 
 def losses(out):

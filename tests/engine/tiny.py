@@ -129,7 +129,7 @@ def install(set_attribute: Callable[[object, str, Any], None] = setattr, dataset
     set_attribute(models, "names", lambda: [*names(), "tiny"])
     set_attribute(models, "method", lambda name: Tiny if name == "tiny" else known(name))
     set_attribute(training, "open_source", lambda config: TinySource())
-    set_attribute(training, "training_clips", lambda config, offsets, seed: dataset or TinyClips())
+    set_attribute(training, "training_clips", lambda config, offsets, seed, dense: dataset or TinyClips())
 
 
 def experiment(model: Config | None = None, **train: Any) -> Experiment:

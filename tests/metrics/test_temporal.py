@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from steadyseg.flow import SourceFlow, write_flo
 from steadyseg.metrics.consistency import TemporalConsistency
-from steadyseg.metrics.flow import SourceFlow, write_flo
 from steadyseg.types import ConfigError, DataError, Frame, ShapeError
 
 HEIGHT, WIDTH, CLASSES = 6, 8, 4
@@ -215,7 +215,7 @@ def test_dis_by_default() -> None:
 
 
 def test_missing_flow_file_names_the_file(tmp_path: Path) -> None:
-    from steadyseg.metrics.flow import FileFlow
+    from steadyseg.flow import FileFlow
 
     (tmp_path / "video").mkdir()
     write_flo(tmp_path / "video" / "000000.flo", torch.zeros(2, HEIGHT, WIDTH))

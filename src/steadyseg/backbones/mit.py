@@ -13,13 +13,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadyseg.backbones.base import Backbone
+from steadyseg.backbones.base import Backbone, NormEps
 from steadyseg.layers import DropPath, to_map, to_tokens
 from steadyseg.types import CheckpointError
 
@@ -44,9 +44,6 @@ HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
 MLP_RATIO = 4
 
-NormEps = Literal["nvlabs", "hf"]
-"""LayerNorm epsilon: the authors' (1e-6, but 1e-5 after embedding and reduction) or transformers' (1e-5 everywhere)."""
-
 
 class MiT(Backbone):
     """Hierarchical transformer encoder without positional embedding; any input of at least 32 x 32 pixels.
@@ -56,6 +53,8 @@ class MiT(Backbone):
         drop_path: stochastic depth rate of the last block; the first has 0, linear in between.
         norm_eps: whose LayerNorm epsilon to use.
     """
+
+    shallow = "stage1.block1"
 
     def __init__(self, variant: str, *, drop_path: float = 0.1, norm_eps: NormEps = "nvlabs") -> None:
         super().__init__()

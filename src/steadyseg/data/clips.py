@@ -43,20 +43,23 @@ class DataConfig:
             raise ConfigError(f"data.cache_mb is {self.cache_mb}; expected at least 0")
 
 
-def training_clips(config: DataConfig, offsets: Sequence[int], seed: int) -> MixedClips:
+def training_clips(config: DataConfig, offsets: Sequence[int], seed: int, *, dense: bool = False) -> MixedClips:
     """Open the sources of an experiment as one stream of clips of equal shape [T, 3, crop height, crop width].
 
     Args:
         config: sources and their changes.
         offsets: the T frames of a clip relative to its target, target (0) last.
         seed: decides the order and all draws.
+        dense: whether every frame of a clip needs labels; videos with unlabelled frames then only give `still` clips.
 
     Raises:
         ConfigError: if there is no source, a weight is not positive, or a source's folder is missing.
-        DataError: if a source has no labelled frame.
+        DataError: if a source has no labelled frame, or too few of them where `dense`.
     """
     parts = []
     for number, entry in enumerate(config.train):
+        if dense and not entry.still:
+            _check_dense(open_source(entry), entry.source)
         sample = still(len(offsets)) if entry.still else at_offsets(offsets, reverse=config.reverse)
         augment = build_augment(config.augment, still=entry.still, offsets=offsets)
         part = ClipDataset(
@@ -218,6 +221,16 @@ def median_frequency_weights(sources: Sequence[VideoSource], *, limit: int = 512
     weights = torch.ones(len(pixels))
     weights[shown] = (frequency.quantile(0.5) / frequency).clamp(max=cap).float()
     return weights
+
+
+def _check_dense(source: VideoSource, name: str) -> None:
+    for video in source.names:
+        labelled, length = len(source.labelled(video)), source.length(video)
+        if labelled < length:
+            raise DataError(
+                f"{name}: {labelled} of the {length} frames of '{video}' are labelled; this method learns from clips "
+                "with labels on every frame: set still: true, which makes such clips of single labelled frames"
+            )
 
 
 def _seed(*keys: int) -> int:

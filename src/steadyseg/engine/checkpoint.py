@@ -1,4 +1,4 @@
-"""Weights in and out: our safetensors files, transformers' SegFormer folders, the SegFormer authors' files.
+"""Weights in and out: our safetensors files, and those of others as engine/published.py reads them.
 
 No file is trusted: pickles are read without running code, and every key must be known, present and of the right shape.
 """
@@ -6,7 +6,6 @@ No file is trusted: pickles are read without running code, and every key must be
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,16 +13,24 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
 import steadyseg
 from steadyseg import models
-from steadyseg.backbones import mit
+from steadyseg.backbones import Backbone
+from steadyseg.backbones.huggingface import HuggingFaceBackbone, from_published
 from steadyseg.config import options_from_dict, options_to_dict
 from steadyseg.data.source import VideoSource
-from steadyseg.models import segformer
+from steadyseg.engine.published import (
+    Weights,
+    below,
+    in_file,
+    read_backbone,
+    read_model,
+    read_safetensors,
+)
 from steadyseg.models.base import VideoSegmenter
 from steadyseg.types import CheckpointError, ConfigError
 
@@ -31,7 +38,8 @@ FOLDER = Path(steadyseg.__file__).parent / "weights"
 """The shipped weights, ``<config name>.safetensors``."""
 METADATA = "steadyseg"
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
-_ENCODER = "segformer.encoder."
+SHARED = ("backbone", "norm_eps", "width", "dropout")
+"""Options of a SegFormer that all methods which run its weights share."""
 
 
 def names() -> list[str]:
@@ -77,7 +85,13 @@ def save_model(path: Path, model: VideoSegmenter, source: VideoSource | None = N
         raise CheckpointError(f"cannot write {path}: {' '.join(str(error).split())}") from error
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> VideoSegmenter:
+def load_model(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    method: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> VideoSegmenter:
     """Load a model, ready to run: in evaluation mode, with its classes and palette.
 
     Args:
@@ -85,18 +99,25 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> VideoSeg
             file of the SegFormer authors (.pth); the name of shipped weights; or a hub id "owner/name", which is
             downloaded.
         device: where to put it.
+        method: run the weights of a SegFormer by this method, without training; None is the method of the file.
+        options: changes of the method's options, as nested plain values such as {"interval": 6}; the rest are the
+            file's. The weights must still fit.
 
     Raises:
         CheckpointError: if nothing is found; if the file is damaged or holds code; if keys are missing, extra or
             of the wrong shape, listing them.
+        ConfigError: if there is no such method, or it cannot run these weights; if an option is unknown or wrong.
     """
     place = _locate(path)
-    if place.is_dir():
-        model = _load_huggingface(place)
-    elif place.suffix == ".safetensors":
-        model = _load_own(place)
-    else:
-        model = _load_nvlabs(place)
+    weights = _read_own(place) if place.suffix == ".safetensors" else read_model(place)
+    if method is not None and method != weights.method:
+        weights = _adopt(weights, method, place)
+    config = options_from_dict(weights.method, _merge(weights.options, options or {}))
+    model = models.method(weights.method)(config, len(weights.classes))
+    version = (weights.options.get("architecture") or {}).get("transformers_version")
+    where = f"{place} (written with transformers {version})" if version else str(place)
+    _fill(model, _renewed(model.backbone, weights.state), where)
+    model.classes, model.palette = weights.classes, weights.palette or model.palette  # type: ignore[assignment]
     return model.to(device).eval()
 
 
@@ -105,21 +126,23 @@ def load_backbone(model: VideoSegmenter, path: str | Path) -> None:
 
     Args:
         model: any method.
-        path: as in `load_model`; also ImageNet weights (a folder or hub id of transformers, mit_b*.pth).
+        path: as in `load_model`; also ImageNet weights and other published ones of the same backbone: a folder or
+            hub id of transformers, with any head or none; the authors' files.
 
     Raises:
-        CheckpointError: as `load_model`; every key of the backbone must be there.
+        CheckpointError: as `load_model`; every key of the backbone must be there, but for those that no published
+            file has, which stay as they are.
     """
     place = _locate(path)
-    if place.is_dir():
-        state = mit.from_huggingface(_inside(_read_huggingface(place), _ENCODER, place))
-    elif place.suffix == ".safetensors":
-        state = _inside(_read_safetensors(place)[0], "backbone.", place)
-    else:
-        raw = _read_nvlabs(place)
-        whole = any(key.startswith("backbone.") for key in raw)
-        state = mit.from_nvlabs(_inside(raw, "backbone.", place) if whole else raw)
-    _fill(model.backbone, state, f"{place}: backbone")
+    if place.suffix == ".safetensors":
+        state, metadata = read_safetensors(place)
+        if METADATA in metadata:
+            with in_file(place):
+                state = below(_renewed(model.backbone, state), "backbone.")
+            _fill(model.backbone, state, f"{place}: backbone")
+            return
+    state = read_backbone(model.backbone, place)
+    _fill(model.backbone, state, f"{place}: backbone", model.backbone.unpublished)
 
 
 def check_classes(model: VideoSegmenter, source: VideoSource) -> None:
@@ -131,111 +154,90 @@ def check_classes(model: VideoSegmenter, source: VideoSource) -> None:
         )
 
 
-# ---- the layouts -------------------------------------------------------------------------------------------------
+# ---- from a file to a model --------------------------------------------------------------------------------------
 
 
-def _load_own(path: Path) -> VideoSegmenter:
-    state, metadata = _read_safetensors(path)
+def _read_own(path: Path) -> Weights:
+    state, metadata = read_safetensors(path)
     try:
         about = json.loads(metadata[METADATA])
-        method, options = about["method"], options_from_dict(about["method"], about["config"])
+        options = options_to_dict(options_from_dict(about["method"], about["config"]))
         classes, palette = tuple(map(str, about["classes"])), tuple(tuple(map(int, rgb)) for rgb in about["palette"])
+        return Weights(about["method"], options, state, classes, palette)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not say which model it holds; expected a file of steadyseg") from error
     except ConfigError as error:
         raise CheckpointError(f"{path} does not fit this version of steadyseg: {error}") from error
-    return _assemble(method, options, state, (classes, palette), path)
 
 
-def _load_huggingface(folder: Path) -> VideoSegmenter:
-    config = _read_huggingface_config(folder)
-    state = _read_huggingface(folder)
-    if not any(key.startswith("decode_head.") for key in state):
-        raise CheckpointError(f"{folder} holds a backbone without a decoder; use it to start training: train.init")
-    state = segformer.from_huggingface(state)
-    if config.get("num_attention_heads", list(mit.HEADS)) != list(mit.HEADS):
-        raise CheckpointError(f"{folder} has {config['num_attention_heads']} heads; expected {list(mit.HEADS)}")
-    labels = sorted((int(number), str(label)) for number, label in config.get("id2label", {}).items())
-    classes = tuple(label for _, label in labels)
-    return _load_segformer(state, classes, folder, norm_eps="hf")
+def _adopt(weights: Weights, method: str, path: Path) -> Weights:
+    """Hand the weights of a SegFormer to another method, whose keys are the same."""
+    kind = models.method(method)
+    if weights.method != "segformer":
+        raise ConfigError(
+            f"{path} holds a model of method {weights.method}, which only that method can run, not {method}; "
+            "expected the weights of a segformer"
+        )
+    whole = options_to_dict(options_from_dict(weights.method, weights.options))
+    adopted = options_to_dict(kind.adopt({name: whole[name] for name in SHARED}))
+    kept = {name: whole[name] for name in ("drop_path", "architecture")}
+    return weights._replace(method=method, options=adopted | kept)
 
 
-def _load_nvlabs(path: Path) -> VideoSegmenter:
-    state = _read_nvlabs(path)
-    if not any(key.startswith("decode_head.") for key in state):
-        raise CheckpointError(f"{path} holds a backbone without a decoder; use it to start training: train.init")
-    return _load_segformer(segformer.from_nvlabs(state), (), path, norm_eps="nvlabs")
+def _merge(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested `options` with `changes`; another backbone does not keep the architecture of the old one."""
+    merged = dict(options)
+    if "backbone" in changes and changes["backbone"] != options.get("backbone"):
+        merged.pop("architecture", None)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
 
 
-def _load_segformer(state: dict[str, Tensor], classes: tuple[str, ...], path: Path, **options: Any) -> VideoSegmenter:
-    """Build the SegFormer whose sizes are those of `state`, and fill it."""
-    variant = _variant(_inside(state, "backbone.", path), path)
-    head = state.get("decoder.linear_pred.weight")
-    if head is None:
-        raise CheckpointError(f"{path}: missing key decoder.linear_pred.weight")
-    config = options_from_dict("segformer", {"backbone": variant, "width": head.shape[1], **options})
-    if classes and len(classes) != head.shape[0]:
-        raise CheckpointError(f"{path}: id2label names {len(classes)} classes; the weights have {head.shape[0]}")
-    classes = classes or tuple(f"class {number}" for number in range(head.shape[0]))
-    return _assemble("segformer", config, state, (classes, None), path)
+def _renewed(backbone: Backbone, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the backbone's keys in a model's `state` where another version of transformers wrote them."""
+    prefix = "backbone.model."
+    inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if not isinstance(backbone, HuggingFaceBackbone) or inside.keys() in (set(), backbone.model.state_dict().keys()):
+        return state
+    rest = {key: value for key, value in state.items() if not key.startswith(prefix)}
+    return rest | {f"backbone.{key}": value for key, value in from_published(backbone, inside).items()}
 
 
-def _assemble(
-    method: str, options: Any, state: dict[str, Tensor], labels: tuple[Any, Any], path: Path
-) -> VideoSegmenter:
-    classes, palette = labels
-    model = models.method(method)(options, len(classes))
-    _fill(model, state, str(path))
-    model.classes, model.palette = classes, palette or model.palette
-    return model
-
-
-def _variant(backbone: dict[str, Tensor], path: Path) -> str:
-    """Return the name of the MiT with these weights' widths and depths."""
-    widths = tuple(len(backbone.get(f"patch_embed{stage}.proj.bias", ())) for stage in (1, 2, 3, 4))
-    blocks = {match.groups() for key in backbone if (match := re.match(r"block(\d)\.(\d+)\.", key))}
-    depths = tuple(sum(stage == str(number) for stage, _ in blocks) for number in (1, 2, 3, 4))
-    for name, variant in mit.VARIANTS.items():
-        if (variant.channels, variant.depths) == (widths, depths):
-            return name
-    raise CheckpointError(
-        f"{path}: no MiT has {widths} channels and {depths} blocks; known are {', '.join(mit.VARIANTS)}"
-    )
-
-
-def _fill(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
+def _fill(module: nn.Module, state: dict[str, Tensor], where: str, lacking: tuple[str, ...] = ()) -> None:
     """Load `state`, which must fit `module` exactly; float16 becomes the module's own dtype.
+
+    Where `state` has no key at all that starts with one of `lacking`, the module's own values there stay.
 
     Raises:
         CheckpointError: listing missing, extra and wrongly shaped keys.
     """
-    wanted = module.state_dict()
-    missing = [key for key in wanted if key not in state]
-    extra = [key for key in state if key not in wanted]
+    own = module.state_dict()
+    absent = tuple(prefix for prefix in lacking if not any(key.startswith(prefix) for key in state))
+    missing = [key for key in own if key not in state and not key.startswith(absent)]
+    extra = [key for key in state if key not in own]
     wrong = [
-        f"{key} {list(state[key].shape)} instead of {list(wanted[key].shape)}"
-        for key in wanted
-        if key in state and state[key].shape != wanted[key].shape
+        f"{key} {list(state[key].shape)} instead of {list(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
     ]
     lists = {"missing": missing, "extra": extra, "wrongly shaped": wrong}
-    problems = [f"{len(keys)} {kind} ({', '.join(keys)})" for kind, keys in lists.items() if keys]
+    problems = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in lists.items() if keys]
     if problems:
         raise CheckpointError(f"{where}: keys do not fit the model: {'; '.join(problems)}")
-    module.load_state_dict(state)
+    module.load_state_dict(own | state)
 
 
-def _inside(state: Mapping[str, Tensor], prefix: str, path: Path) -> dict[str, Tensor]:
-    inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    if not inside:
-        raise CheckpointError(f"{path} has no key that starts with {prefix}; expected weights with a MiT backbone")
-    return inside
+def _some(keys: list[str], most: int = 8) -> str:
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
 def _method_name(model: VideoSegmenter) -> str:
     return type(model).__module__.rpartition(".")[2]
 
 
-# ---- files -------------------------------------------------------------------------------------------------------
+# ---- where a file is ---------------------------------------------------------------------------------------------
 
 
 def _locate(path: str | Path) -> Path:
@@ -268,61 +270,3 @@ def _locate(path: str | Path) -> Path:
         raise CheckpointError(
             f"no file or folder '{name}', and the Hugging Face hub does not give it: {reason}"
         ) from error
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (the file is not a mapping)
-            return state, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-
-
-def read_pickle(path: Path) -> dict[str, Any]:
-    """Read a file of torch.save that holds tensors and plain values, without running code.
-
-    Raises:
-        CheckpointError: if it is damaged or holds anything else.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is damaged or holds Python objects, which could run code; not loaded. "
-            "Save it again as tensors only, or as safetensors"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{path} is damaged or not a file of torch.save") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}; expected a dict of tensors")
-    return state
-
-
-def _read_nvlabs(path: Path) -> dict[str, Tensor]:
-    state = read_pickle(path)
-    state = state["state_dict"] if isinstance(state.get("state_dict"), dict) else state
-    strange = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
-    if strange:
-        raise CheckpointError(f"{path}: not tensors: {', '.join(strange)}; expected the weights of a SegFormer")
-    return {key.removeprefix("module."): value for key, value in state.items()}
-
-
-def _read_huggingface_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} has no readable config.json; expected a SegFormer of transformers") from error
-    if not isinstance(config, dict) or config.get("model_type") != "segformer":
-        kind = config.get("model_type") if isinstance(config, dict) else None
-        raise CheckpointError(f"{folder} holds a model of type {kind}; expected segformer")
-    return config
-
-
-def _read_huggingface(folder: Path) -> dict[str, Tensor]:
-    _read_huggingface_config(folder)
-    if (folder / "model.safetensors").is_file():
-        return _read_safetensors(folder / "model.safetensors")[0]
-    if (folder / "pytorch_model.bin").is_file():
-        return read_pickle(folder / "pytorch_model.bin")
-    raise CheckpointError(f"{folder} has neither model.safetensors nor pytorch_model.bin")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +11,9 @@ from torch import Tensor, distributed
 from steadyseg.config import EvalConfig
 from steadyseg.data.source import VideoSource
 from steadyseg.engine.checkpoint import check_classes
-from steadyseg.engine.stream import to_labels
+from steadyseg.engine.stream import segment
 from steadyseg.metrics.base import Metric
 from steadyseg.models.base import VideoSegmenter
-from steadyseg.types import Frame
 
 
 @torch.inference_mode()
@@ -53,7 +51,7 @@ def evaluate(
     for name in source.names[rank::processes]:
         for metric in metrics:
             metric.start(name)
-        for frame, preds in _predict(model, source.read(name), config):
+        for frame, preds in segment(model, source.read(name), prepare=lambda frame: resize_frame(frame, config)):
             for metric in metrics:
                 metric.update(frame, preds)
             if on_frame is not None:
@@ -65,26 +63,6 @@ def evaluate(
             distributed.all_reduce(summed)
             total.copy_(summed)
     return {name: score for metric in metrics for name, score in metric.compute().items()}
-
-
-def _predict(model: VideoSegmenter, frames: Iterator[Frame], config: EvalConfig) -> Iterator[tuple[Frame, Tensor]]:
-    """Yield every frame of a video with its preds uint8 [H, W] at the label's size.
-
-    A method that looks ahead takes frames before it gives logits; those wait in a queue as long as its look-ahead.
-    """
-    waiting: deque[Frame] = deque()
-    device = model.class_weights.device
-
-    def feed() -> Iterator[Tensor]:
-        for frame in frames:
-            waiting.append(frame)
-            yield resize_frame(frame.image[None].to(device), config)  # [1, 3, H', W']
-
-    for logits in model.segment(feed()):
-        frame = waiting.popleft()
-        shown = frame.image if frame.labels is None else frame.labels
-        preds = to_labels(logits, (shown.shape[-2], shown.shape[-1]))[0]  # [H, W]
-        yield frame, preds.cpu()
 
 
 def resize_frame(frame: Tensor, config: EvalConfig) -> Tensor:

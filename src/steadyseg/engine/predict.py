@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from torch import Tensor
+
 from steadyseg.data.source import VideoSource
-from steadyseg.engine.stream import Stream
+from steadyseg.engine.stream import Stream, segment
 from steadyseg.models.base import VideoSegmenter
-from steadyseg.types import ConfigError
+from steadyseg.types import ConfigError, Frame
 from steadyseg.video import (
     ContactSheet,
     LabelWriter,
@@ -40,6 +42,8 @@ class PredictConfig:
     """Whether to draw the legend."""
     reset_on_cut: bool = False
     """Forget the past where the scene changes."""
+    look_ahead: bool = False
+    """Let a method that can read later frames do so, as its paper does; the others are not changed by it."""
     max_frames: int | None = None
     """Stop after this many frames; None takes all."""
     on_error: Literal["stop", "skip"] = "stop"
@@ -50,6 +54,8 @@ class PredictConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.opacity <= 1:
             raise ConfigError(f"opacity is {self.opacity}; expected 0 to 1")
+        if self.look_ahead and self.reset_on_cut:
+            raise ConfigError("look_ahead and reset_on_cut are both set; looking ahead crosses cuts: leave one out")
         if self.max_frames is not None and self.max_frames < 1:
             raise ConfigError(f"max_frames is {self.max_frames}; expected at least 1")
 
@@ -87,7 +93,6 @@ def predict(
     draw = Overlay(
         model.classes, model.palette, opacity=config.opacity, legend=config.legend, beside=config.format == "side"
     )
-    stream = Stream(model, reset_on_cut=config.reset_on_cut)
     writer: Writer | LabelWriter
     if config.format == "labels":
         writer = LabelWriter(out, model.palette, source=info.path, overwrite=config.overwrite)
@@ -95,8 +100,8 @@ def predict(
         writer = Writer(out, info, overwrite=config.overwrite)
     count = 0
     with writer:
-        for frame in islice(read(video, on_error=config.on_error), config.max_frames):
-            preds = stream(frame.image)
+        frames = islice(read(video, on_error=config.on_error), config.max_frames)
+        for frame, preds in segment(model, frames) if config.look_ahead else _follow(model, frames, config):
             if isinstance(writer, LabelWriter):
                 writer.write(preds, frame.index)
             else:
@@ -109,6 +114,12 @@ def predict(
     if config.sheet is not None:
         write_image(config.sheet, sheet.image(), overwrite=config.overwrite)
     return count
+
+
+def _follow(model: VideoSegmenter, frames: Iterable[Frame], config: PredictConfig) -> Iterator[tuple[Frame, Tensor]]:
+    stream = Stream(model, reset_on_cut=config.reset_on_cut)
+    for frame in frames:
+        yield frame, stream(frame.image)
 
 
 def render(

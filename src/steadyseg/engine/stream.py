@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from steadyseg.models.base import State, VideoSegmenter
 from steadyseg.ops.upsample_argmax import upsample_argmax
-from steadyseg.types import ShapeError, check_shape
+from steadyseg.types import Frame, ShapeError, check_shape
 
 CUT_THUMBNAIL = (18, 32)
 """Height and width to which frames are averaged before they are compared."""
@@ -54,6 +57,37 @@ def is_cut(before: Tensor, after: Tensor) -> bool:
 def thumbnail(frame: Tensor) -> Tensor:
     """Average a frame uint8 [3, H, W] down to the size at which cuts are looked for; float32 [3, h, w], 0..255."""
     return F.adaptive_avg_pool2d(frame.float(), CUT_THUMBNAIL)
+
+
+@torch.inference_mode()
+def segment(
+    model: VideoSegmenter, frames: Iterable[Frame], *, prepare: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[tuple[Frame, Tensor]]:
+    """Segment a whole video as the method's paper does, which may look at later frames, in constant memory.
+
+    Frames wait for their labels no longer than the method looks ahead; most methods do not, and equal a `Stream`.
+
+    Args:
+        model: in evaluation mode, on any device.
+        frames: the video.
+        prepare: what to do with each frame, uint8 [1, 3, H, W], before the model sees it, such as a resize.
+
+    Yields:
+        Every frame, in order, and its preds uint8 [H, W], at the size of its labels or, without any, of its image.
+    """
+    waiting: deque[Frame] = deque()
+    device = model.class_weights.device
+
+    def feed() -> Iterator[Tensor]:
+        for frame in frames:
+            waiting.append(frame)
+            image = frame.image[None].to(device)  # [1, 3, H, W]
+            yield image if prepare is None else prepare(image)
+
+    for logits in model.segment(feed()):
+        frame = waiting.popleft()
+        shown = frame.image if frame.labels is None else frame.labels
+        yield frame, to_labels(logits, (shown.shape[-2], shown.shape[-1]))[0].cpu()  # [H, W]
 
 
 class Stream:

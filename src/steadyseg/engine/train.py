@@ -37,8 +37,9 @@ from steadyseg.config import Experiment, TrainConfig, load, to_dict
 from steadyseg.data import open_source
 from steadyseg.data.clips import DataConfig, median_frequency_weights, training_clips
 from steadyseg.data.source import VideoSource
-from steadyseg.engine.checkpoint import load_backbone, read_pickle, save_model
+from steadyseg.engine.checkpoint import load_backbone, save_model
 from steadyseg.engine.optim import build_optimizer, set_rate
+from steadyseg.engine.published import read_pickle
 from steadyseg.models.base import VideoSegmenter
 from steadyseg.types import CheckpointError, Clip, ConfigError, DataError, SteadysegError
 
@@ -83,7 +84,7 @@ def train(experiment: Experiment, out: Path, *, resume: bool = False) -> Path:
     _agree(fabric, lambda: _problem(experiment, out, resume))
     sources = _open(experiment.data)
     model = _build(experiment, sources[0], fabric)
-    dataset = training_clips(experiment.data, model.offsets, config.seed)
+    dataset = training_clips(experiment.data, model.offsets, config.seed, dense=model.needs_dense_labels)
     _agree(fabric, lambda: _begin(experiment, out))  # what a mistake in the data or in `init` leaves behind is nothing
     network, optimizer = fabric.setup(_Terms(model), build_optimizer(model, config))
     step = _restore(out / CHECKPOINT, fabric, model, optimizer)

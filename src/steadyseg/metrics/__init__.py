@@ -86,8 +86,8 @@ def build(name: str, source: Scored, config: MetricConfig | None = None) -> Metr
             protocol = "full" if raw is None else "vspw"
         return VideoConsistency(config.lengths, protocol, raw_labels=raw if protocol in ("vspw", "mixed") else None)
     if name == "tc":
+        from steadyseg.flow import build_flow
         from steadyseg.metrics.consistency import TemporalConsistency
-        from steadyseg.metrics.flow import build_flow
 
         flow = build_flow(config.flow, root=config.flow_root, source=source)
         return TemporalConsistency(len(source.classes), flow, mode=config.mode, occlusion=config.occlusion)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from steadyseg.metrics.flow import (
+from steadyseg.flow import (
     UNKNOWN,
     FlowEstimator,
     SourceFlow,
@@ -252,7 +252,7 @@ class TemporalConsistency:
 
         Args:
             num_classes: K, 1 to 255.
-            flow: an estimator, or the name of one that needs no further input (see `steadyseg.metrics.flow`).
+            flow: an estimator, or the name of one that needs no further input (see `steadyseg.flow`).
             mode: see the class.
             occlusion: leave out pixels that are hidden in the next frame: by the source's own account where the flow
                 is a source's, else where forward and backward flow disagree. Only for mode "ours".

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from steadyseg.backbones.base import Backbone
+from steadyseg.backbones import Backbone, NormEps, build_backbone
 from steadyseg.types import Clip, ConfigError, ShapeError, check_shape, default_palette
 
 State = Any
@@ -35,9 +35,14 @@ class ModelConfig:
     """What every method's Config has."""
 
     backbone: str = "mit_b0"
-    """Backbone by name, such as mit_b1 (see steadyseg.backbones.names())."""
+    """Backbone by name, such as mit_b1 (see steadyseg.backbones.names()), or a model of the transformers library by
+    folder or hub id "owner/name", of which only the architecture is read; train.init reads weights."""
     drop_path: float = 0.1
-    """Stochastic depth of the last backbone block; the rate grows linearly from 0."""
+    """Stochastic depth of the last block of a MiT; the rate grows linearly from 0. Other backbones have none."""
+    norm_eps: NormEps = "nvlabs"
+    """Whose LayerNorm epsilon a MiT uses: the authors' or transformers'."""
+    architecture: Mapping[str, Any] | None = None
+    """Sizes of a backbone of the transformers library, its config.json; filled in when it is named."""
 
 
 class VideoSegmenter(nn.Module, ABC):
@@ -53,14 +58,33 @@ class VideoSegmenter(nn.Module, ABC):
     """
 
     Config: ClassVar[type[ModelConfig]]
+    needs_dense_labels: ClassVar[bool] = False
+    """Whether training needs labels on every frame of a clip, not only on its target."""
     backbone: Backbone
     class_weights: Tensor
 
-    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+    def __init__(self, config: ModelConfig, num_classes: int, *, cuts: Sequence[str] = ()) -> None:
+        """Build what every method has.
+
+        Args:
+            config: this method's Config.
+            num_classes: K.
+            cuts: backbone units after which this method stops or starts; "shallow" is the backbone's own choice.
+
+        Raises:
+            ConfigError: if an option is out of range, or the backbone is unknown or lacks one of the `cuts`.
+        """
         super().__init__()
         if not 0 <= config.drop_path < 1:
             raise ConfigError(f"model.drop_path is {config.drop_path}; expected at least 0 and less than 1")
-        self.config = config
+        self.backbone = build_backbone(
+            config.backbone,
+            drop_path=config.drop_path,
+            norm_eps=config.norm_eps,
+            architecture=config.architecture,
+            cuts=cuts,
+        )
+        self.config = replace(config, architecture=self.backbone.architecture)
         self.num_classes = num_classes
         self.classes: tuple[str, ...] = tuple(f"class {c}" for c in range(num_classes))
         self.palette: tuple[tuple[int, int, int], ...] = default_palette(num_classes)
@@ -72,6 +96,23 @@ class VideoSegmenter(nn.Module, ABC):
     def offsets(self) -> tuple[int, ...]:
         """Frame offsets of a training clip relative to its target frame, target (0) last."""
         return (0,)
+
+    @property
+    def period(self) -> int:
+        """Frames after which the work of `step` repeats: the key interval of a method that has one."""
+        return 1
+
+    @classmethod
+    def adopt(cls, options: Mapping[str, Any]) -> ModelConfig:
+        """Return the Config with which this method runs the weights of a SegFormer as they are, without training.
+
+        Args:
+            options: the SegFormer's options that all such methods share: backbone, norm_eps, width, dropout.
+
+        Raises:
+            ConfigError: if this method has weights that a SegFormer lacks.
+        """
+        raise ConfigError(f"{cls.__name__} has weights that a SegFormer lacks; train it: steadyseg train")
 
     def normalize(self, frame: Tensor) -> Tensor:
         """Turn uint8 [B, 3, H, W] RGB into the network's float input; the only place that knows mean and std.
@@ -105,6 +146,22 @@ class VideoSegmenter(nn.Module, ABC):
             ShapeError: if `frame` is not a uint8 batch of RGB images, is too small, or differs in size from the state.
         """
 
+    def clip_logits(self, frames: Tensor) -> Tensor:
+        """Segment the target frame of a clip with nothing remembered, as papers count the cost of a window method.
+
+        Folds `step`, which is right for methods that read the frame before; a window method overrides it.
+
+        Args:
+            frames: uint8 [B, T, 3, H, W], at `offsets` from the target; fewer at the start of a video.
+
+        Returns:
+            logits [B, K, h, w] of the last frame.
+        """
+        state: State | None = None
+        for frame in frames.unbind(1):
+            logits, state = self.step(frame, state)
+        return logits
+
     def segment(self, frames: Iterable[Tensor]) -> Iterator[Tensor]:
         """Fold `step` over a video; yields logits [B, K, h, w] for every frame [B, 3, H, W]."""
         state: State | None = None
@@ -116,14 +173,23 @@ class VideoSegmenter(nn.Module, ABC):
     def graphs(self, frame: Tensor) -> dict[str, Graph]:
         """Return the tensor-only functions that `step` chooses among, with example inputs made from `frame`."""
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Split the parameters for AdamW: no weight decay on norms, ten times the rate outside the backbone.
+    @property
+    def encoder(self) -> tuple[nn.Module, ...]:
+        """Modules that learn at the backbone's rate: all of it but what published weights lack."""
+        new = self.backbone.unpublished
+        return tuple(part for name, part in self.backbone.named_children() if f"{name}." not in new)
+
+    def parameter_groups(self, lr: float, *, head: float = 10.0, decay_norms: bool = False) -> list[dict[str, Any]]:
+        """Split the parameters for the optimiser.
 
         Args:
-            lr: learning rate of the backbone.
+            lr: learning rate of the `encoder`.
+            head: factor of the rate of all other parameters.
+            decay_norms: whether weight decay acts on norm layers too.
 
         Returns:
-            Groups with "name", "params", "lr" and, for norms, "weight_decay" 0. Every parameter is in exactly one.
+            Groups with "name", "params", "lr" and, for norms that do not decay, "weight_decay" 0. Every parameter is
+            in exactly one.
         """
         norms = {
             id(p)
@@ -131,12 +197,13 @@ class VideoSegmenter(nn.Module, ABC):
             if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.modules.batchnorm._NormBase)
             for p in module.parameters(recurse=False)
         }
-        inside = {id(p) for p in self.backbone.parameters()}
+        inside = {id(p) for module in self.encoder for p in module.parameters()}
         groups: list[dict[str, Any]] = []
-        for name, in_backbone, factor in (("backbone", True, 1.0), ("head", False, 10.0)):
+        for name, in_backbone, factor in (("backbone", True, 1.0), ("head", False, head)):
             mine = [p for p in self.parameters() if (id(p) in inside) == in_backbone and p.requires_grad]
             plain = [p for p in mine if id(p) not in norms]
             normed = [p for p in mine if id(p) in norms]
             groups.append({"name": name, "params": plain, "lr": lr * factor})
-            groups.append({"name": f"{name} norms", "params": normed, "lr": lr * factor, "weight_decay": 0.0})
+            decay = {} if decay_norms else {"weight_decay": 0.0}
+            groups.append({"name": f"{name} norms", "params": normed, "lr": lr * factor, **decay})
         return [group for group in groups if group["params"]]

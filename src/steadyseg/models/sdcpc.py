@@ -43,7 +43,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadyseg.backbones import build_backbone
 from steadyseg.layers import (
     ConvNorm,
     DeformableConv,
@@ -148,7 +147,6 @@ class SDCPC(VideoSegmenter):
     def __init__(self, config: SDCPCConfig, num_classes: int) -> None:
         super().__init__(config, num_classes)
         _check(config)
-        self.backbone = build_backbone(config.backbone, drop_path=config.drop_path)
         self.ssea = SSEA(config, self.backbone.channels)
         self.dssa = DSSA(config)
         self.head = VariateHead(config, num_classes)
@@ -175,6 +173,10 @@ class SDCPC(VideoSegmenter):
             known = clip.labels[:, :-1].transpose(0, 1).flatten(0, 1)  # [(T-1) * B, H, W]
             terms["reference_ce"] = self.config.aux_ref_ce * cross_entropy(before, known, self.class_weights)
         return terms
+
+    def clip_logits(self, frames: Tensor) -> Tensor:
+        """frames uint8 [B, T, 3, H, W] at t-6, t-3, t (fewer: the first is repeated) -> logits [B, K, h, w]."""
+        return self.head(self.aggregate(self.encode_clip(frames)))
 
     def encode_clip(self, frames: Tensor) -> tuple[Tensor, ...]:
         """frames uint8 [B, T, 3, H, W] -> T maps S, each [B, C, h, w]; all frames in one batch."""

@@ -15,12 +15,13 @@ SegFormerDecoder); their registered but unused layer ``conv_seg`` is not built.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from steadyseg.backbones import build_backbone, mit
+from steadyseg.backbones import mit
 from steadyseg.decoders import SegFormerDecoder
 from steadyseg.losses import cross_entropy
 from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter
@@ -35,8 +36,6 @@ class SegFormerConfig(ModelConfig):
     """Channels of the decoder."""
     dropout: float = 0.1
     """Channel-wise dropout before the classifier."""
-    norm_eps: Literal["nvlabs", "hf"] = "nvlabs"
-    """Whose LayerNorm epsilon the backbone uses: the authors' or transformers'."""
 
 
 class SegFormerState(NamedTuple):
@@ -51,8 +50,12 @@ class SegFormer(VideoSegmenter):
 
     def __init__(self, config: SegFormerConfig, num_classes: int) -> None:
         super().__init__(config, num_classes)
-        self.backbone = build_backbone(config.backbone, drop_path=config.drop_path, norm_eps=config.norm_eps)
         self.decoder = SegFormerDecoder(self.backbone.channels, config.width, num_classes, dropout=config.dropout)
+
+    @classmethod
+    def adopt(cls, options: Mapping[str, Any]) -> SegFormerConfig:
+        """Take all options; see VideoSegmenter.adopt."""
+        return SegFormerConfig(**options)
 
     def forward(self, clip: Clip) -> dict[str, Tensor]:
         """Return "ce": the cross-entropy of the target frame."""

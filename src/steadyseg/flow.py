@@ -1,7 +1,8 @@
-"""Optical flow for temporal consistency: estimators by name, .flo files, and warps of predictions."""
+"""Optical flow, for temporal consistency and for methods that warp: estimators by name, .flo files, and warps."""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -83,6 +84,23 @@ def build_flow(name: str, *, root: str | Path | None = None, source: Any = None)
             raise ConfigError(f"flow 'source' needs a source that knows its flow; got {kind}: choose flow 'dis'")
         return SourceFlow(source)
     raise ConfigError(f"unknown flow '{name}'; expected one of {', '.join(NAMES)}")
+
+
+def shared_flow(name: str) -> FlowEstimator:
+    """Return "dis" or "raft" for use inside a model.
+
+    It belongs to no model, so models can be copied and shared between threads: DIS holds work space, takes a moment to
+    make, and is new each time; RAFT is loaded once a process.
+
+    Raises:
+        ConfigError: as `build_flow`.
+    """
+    return _raft() if name == "raft" else build_flow(name)
+
+
+@cache
+def _raft() -> FlowEstimator:
+    return build_flow("raft")
 
 
 class DISFlow:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from steadyseg.metrics.flow import (
+from steadyseg.flow import (
     UNKNOWN,
     DISFlow,
     FileFlow,
