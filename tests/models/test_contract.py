@@ -1,4 +1,4 @@
-"""What every method must do. A new file in models/ is picked up by itself."""
+"""What every method must do, on every kind of backbone. A new file in models/ is picked up by itself."""
 
 from __future__ import annotations
 
@@ -9,18 +9,45 @@ import torch
 from torch import Tensor
 
 from steadyseg import models
+from steadyseg.engine.stream import Stream
 from steadyseg.layers import plain_forms
 from steadyseg.models.base import VideoSegmenter
-from steadyseg.types import IGNORE, Clip, ShapeError
+from steadyseg.types import IGNORE, Clip, ConfigError, ShapeError
 
 CLASSES = 5
 SIZE = (64, 96)
 
+SWIN = {
+    "model_type": "swin",
+    "image_size": 64,
+    "patch_size": 4,
+    "window_size": 4,
+    "embed_dim": 16,
+    "depths": [1, 1, 2, 1],
+    "num_heads": [1, 2, 4, 8],
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
+"""A small hierarchical network of the transformers library, which runs as a whole only."""
+BACKBONES: dict[str, dict] = {
+    "mit_b0": {"backbone": "mit_b0"},
+    "resnet18": {"backbone": "resnet18"},
+    "resnet18_ppm": {"backbone": "resnet18_ppm"},
+    "hrnet_w18": {"backbone": "hrnet_w18"},
+    "swin": {"backbone": "a/swin", "architecture": SWIN},
+}
+"""One of each family, beside the method's own choice."""
+REFUSED = {(name, "swin") for name in ("dcfm", "tfc", "reuse")} | {(name, "hrnet_w18") for name in ("tfc", "reuse")}
+"""Methods that run parts of a backbone do not take one that lacks those parts."""
+OWN = {name: models.method(name).Config().backbone for name in models.names()}
+CASES = [f"{name}-{backbone}" for name in models.names() for backbone in BACKBONES if (name, backbone) not in REFUSED]
+DEFAULTS = [f"{name}-{backbone}" for name, backbone in OWN.items()]
 
-def build(name: str) -> VideoSegmenter:
+
+def build(case: str) -> VideoSegmenter:
     torch.manual_seed(0)
+    name, backbone = case.split("-")
     cls = models.method(name)
-    return cls(cls.Config(), CLASSES)
+    return cls(cls.Config(**BACKBONES[backbone]), CLASSES)
 
 
 def liven(model: VideoSegmenter) -> VideoSegmenter:
@@ -56,15 +83,22 @@ def clip(model: VideoSegmenter, *, batch: int = 2, length: int | None = None) ->
 
 
 def stream(model: VideoSegmenter, frames: list[Tensor]) -> list[Tensor]:
+    """Fold `step` over a video."""
+    results, state = [], None
     with torch.inference_mode():
-        return list(model.segment(frames))
+        for frame in frames:
+            logits, state = model.step(frame, state)
+            results.append(logits)
+    return results
 
 
-pytestmark = pytest.mark.parametrize("name", models.names())
+every_case = pytest.mark.parametrize("case", CASES)
+own_backbone = pytest.mark.parametrize("case", DEFAULTS)
 
 
-def test_terms_are_finite_and_named(name: str) -> None:
-    model = build(name)
+@every_case
+def test_terms_are_finite_and_named(case: str) -> None:
+    model = build(case)
     terms = model(clip(model))
     assert terms
     for key, value in terms.items():
@@ -72,31 +106,40 @@ def test_terms_are_finite_and_named(name: str) -> None:
         assert value.ndim == 0 and torch.isfinite(value), key
 
 
-def test_every_parameter_gets_a_gradient(name: str) -> None:
-    model = liven(build(name)).train()
+@every_case
+def test_every_parameter_gets_a_gradient(case: str) -> None:
+    model = liven(build(case)).train()
     sum(model(clip(model)).values()).backward()
-    missing = [key for key, value in model.named_parameters() if value.grad is None]
+    learning = {  # the transformers library norms every stage, also those that a method does not read
+        key: value
+        for key, value in model.named_parameters()
+        if value.requires_grad and "hidden_states_norms" not in key
+    }
+    missing = [key for key, value in learning.items() if value.grad is None]
     assert not missing
-    dead = [key for key, value in model.named_parameters() if not value.grad.any() and not key.endswith("key.bias")]
+    dead = [key for key, value in learning.items() if not value.grad.any() and not key.endswith("key.bias")]
     assert not dead
 
 
-def test_clip_without_labels_gives_zero_cross_entropy(name: str) -> None:
-    model = build(name)
+@own_backbone
+def test_clip_without_labels_gives_zero_cross_entropy(case: str) -> None:
+    model = build(case)
     sample = clip(model)
     terms = model(Clip(sample.frames, torch.full_like(sample.labels, IGNORE), sample.index))
     assert all(torch.isfinite(value) for value in terms.values())
     assert terms["ce"] == 0
 
 
-def test_clips_down_to_one_frame(name: str) -> None:
-    model = build(name)
+@own_backbone
+def test_clips_down_to_one_frame(case: str) -> None:
+    model = build(case)
     for length in range(1, len(model.offsets) + 1):
         assert all(torch.isfinite(value) for value in model(clip(model, length=length)).values())
 
 
-def test_step_is_pure(name: str) -> None:
-    model = liven(build(name)).eval()
+@own_backbone
+def test_step_is_pure(case: str) -> None:
+    model = liven(build(case)).eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with torch.inference_mode():
         frames = video(5)
@@ -111,8 +154,9 @@ def test_step_is_pure(name: str) -> None:
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-def test_interleaved_videos_do_not_touch(name: str) -> None:
-    model = liven(build(name)).eval()
+@own_backbone
+def test_interleaved_videos_do_not_touch(case: str) -> None:
+    model = liven(build(case)).eval()
     one, two = video(8, seed=1), video(8, seed=2)
     alone = stream(model, one), stream(model, two)
     states: list = [None, None]
@@ -123,8 +167,9 @@ def test_interleaved_videos_do_not_touch(name: str) -> None:
                 assert torch.equal(logits, alone[which][number])
 
 
-def test_batch_equals_items(name: str) -> None:
-    model = liven(build(name)).eval()
+@every_case
+def test_batch_equals_items(case: str) -> None:
+    model = liven(build(case)).eval()
     frames = video(8, batch=2)
     together = stream(model, frames)
     for item in range(2):
@@ -132,15 +177,17 @@ def test_batch_equals_items(name: str) -> None:
             torch.testing.assert_close(together[number][item : item + 1], logits, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(63, 97), (33, 32), (50, 131)])
-def test_odd_sizes(name: str, size: tuple[int, int]) -> None:
-    for logits in stream(build(name).eval(), video(3, size=size)):
+@own_backbone
+@pytest.mark.parametrize("size", [(33, 32), (50, 131)])
+def test_odd_sizes(case: str, size: tuple[int, int]) -> None:
+    for logits in stream(build(case).eval(), video(3, size=size)):
         assert logits.shape[:2] == (1, CLASSES)
         assert torch.isfinite(logits).all()
 
 
-def test_wrong_frames_are_refused(name: str) -> None:
-    model = build(name).eval()
+@own_backbone
+def test_wrong_frames_are_refused(case: str) -> None:
+    model = build(case).eval()
     frame = video(1)[0]
     with pytest.raises(ShapeError, match="uint8"):
         model.step(frame.float())
@@ -148,18 +195,25 @@ def test_wrong_frames_are_refused(name: str) -> None:
         model.step(frame[0])
 
 
+@every_case
+def test_an_odd_size_on_every_backbone(case: str) -> None:
+    assert all(torch.isfinite(logits).all() for logits in stream(build(case).eval(), video(2, size=(63, 97))))
+
+
+@own_backbone
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (31, 64)])
-def test_too_small_frames_are_refused(name: str, size: tuple[int, int]) -> None:
+def test_too_small_frames_are_refused(case: str, size: tuple[int, int]) -> None:
     with pytest.raises(ShapeError, match="at least 32x32"):
-        build(name).eval().step(video(1, size=size)[0])
+        build(case).eval().step(video(1, size=size)[0])
 
 
-def test_checkpoint_round_trip(name: str) -> None:
-    model = liven(build(name)).eval()
+@every_case
+def test_checkpoint_round_trip(case: str) -> None:
+    model = liven(build(case)).eval()
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
-    other = build(name).eval()
+    other = build(case).eval()
     stream(other, video(1))  # folded tensors of the old weights must not survive the load
     other.load_state_dict(torch.load(file, weights_only=True))
     other.mean, other.std = model.mean, model.std
@@ -167,8 +221,9 @@ def test_checkpoint_round_trip(name: str) -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_parameter_groups_hold_every_parameter_once(name: str) -> None:
-    model = build(name)
+@own_backbone
+def test_parameter_groups_hold_every_parameter_once(case: str) -> None:
+    model = build(case)
     groups = model.parameter_groups(1e-3)
     ids = [id(p) for group in groups for p in group["params"]]
     assert sorted(ids) == sorted(id(p) for p in model.parameters())
@@ -178,8 +233,9 @@ def test_parameter_groups_hold_every_parameter_once(name: str) -> None:
     assert all(group["weight_decay"] == 0 for group in groups if "norms" in group["name"])
 
 
-def test_graphs_match_eager(name: str) -> None:
-    model = liven(build(name)).eval()
+@own_backbone
+def test_graphs_match_eager(case: str) -> None:
+    model = liven(build(case)).eval()
     with torch.inference_mode():
         for key, graph in model.graphs(video(1)[0]).items():
             results = graph.function(*graph.inputs.values())
@@ -193,8 +249,9 @@ def test_graphs_match_eager(name: str) -> None:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=key)
 
 
-def test_bf16_stays_close(name: str) -> None:
-    model = liven(build(name)).eval()
+@own_backbone
+def test_bf16_stays_close(case: str) -> None:
+    model = liven(build(case)).eval()
     plain = stream(model, video(4))[-1]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = stream(model, video(4))[-1]
@@ -202,24 +259,97 @@ def test_bf16_stays_close(name: str) -> None:
     assert (half.float() - plain).norm() / plain.norm() < 0.1
 
 
-def test_plain_forms_agree(name: str) -> None:
+@own_backbone
+def test_plain_forms_agree(case: str) -> None:
     """The paper's literal form, module by module, gives the same logits."""
-    model = liven(build(name)).eval()
+    model = liven(build(case)).eval()
     fast = stream(model, video(8))
     with plain_forms():
         for ours, plain in zip(fast, stream(model, video(8)), strict=True):
             torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
 
 
-def test_folding_changes_nothing(name: str) -> None:
+@own_backbone
+def test_folding_changes_nothing(case: str) -> None:
     """Folded (kept, no gradients) and unfolded (gradients on) evaluation agree."""
-    model = liven(build(name)).eval()
+    model = liven(build(case)).eval()
     frames = video(3)
     kept = stream(model, frames)
     state = None
     for number, frame in enumerate(frames):
         logits, state = model.step(frame, state)
         torch.testing.assert_close(logits.detach(), kept[number].clone(), rtol=1e-4, atol=1e-5)
+
+
+@own_backbone
+def test_streaming_equals_clips(case: str) -> None:
+    """From the first frame on: what lies before the video is its first frame, or nothing."""
+    model = liven(build(case)).eval()
+    frames = video(8, batch=2)
+    followed = stream(model, frames)
+    period = model.period
+    for number, logits in enumerate(followed):
+        first = number // period * period  # a key frame, where there are such
+        chosen = [max(number + offset, 0) for offset in model.offsets] if period == 1 else range(first, number + 1)
+        with torch.inference_mode():
+            alone = model.clip_logits(torch.stack([frames[index] for index in chosen], dim=1))
+        torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-5)
+
+
+@own_backbone
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 8])
+def test_segment_gives_every_frame_one_map(case: str, length: int) -> None:
+    """In order and of the right size; a method that does not look ahead gives what `step` gives."""
+    model = liven(build(case)).eval()
+    frames = video(length, batch=2)
+    with torch.inference_mode():
+        whole = list(model.segment(iter(frames)))
+    followed = stream(model, frames)
+    assert [x.shape for x in whole] == [x.shape for x in followed]
+    if type(model).segment is VideoSegmenter.segment:
+        assert all(torch.equal(a, b) for a, b in zip(whole, followed, strict=True))
+
+
+@own_backbone
+def test_nothing_of_the_old_scene_reaches_the_new(case: str) -> None:
+    model = liven(build(case)).eval()
+    old, new = ([frame[0] // 4 + light for frame in video(3, seed=light)] for light in (0, 190))
+    stream = Stream(model, reset_on_cut=True)
+    after_cut = [stream(frame) for frame in old + new][3:]
+    stream.reset()
+    assert all(torch.equal(stream(frame), labels) for frame, labels in zip(new, after_cut, strict=True))
+
+
+@pytest.mark.parametrize(("name", "backbone"), sorted(REFUSED))
+def test_a_backbone_that_cannot_be_cut_is_refused_where_it_must_be(name: str, backbone: str) -> None:
+    cls = models.method(name)
+    with pytest.raises(ConfigError, match="runs its backbone in parts"):
+        cls(cls.Config(**BACKBONES[backbone]), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "millions"),
+    [
+        ("segformer", "mit_b0", 3.8),
+        ("segformer", "mit_b1", 13.8),
+        ("segformer", "mit_b5", 82.1),
+        ("sdcpc", "mit_b1", 15.0),
+        ("sdcpc", "mit_b2", 26.0),
+        ("sdcpc", "mit_b5", 83.5),
+        ("dcfm", "mit_b2", 24.8),
+        ("dcfm", "mit_b5", 82.1),
+        ("tfc", "mit_b0", 4.5),
+        ("tfc", "mit_b1", 14.5),
+        ("tfc", "mit_b5", 82.8),
+        ("reuse", "mit_b0", 3.8),
+    ],
+)
+def test_parameters_are_those_of_the_paper(name: str, backbone: str, millions: float) -> None:
+    """VSPW, 124 classes."""
+    cls = models.method(name)
+    with torch.device("meta"):
+        model = cls(cls.Config(backbone=backbone), 124)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.015)
 
 
 class _Module(torch.nn.Module):
