@@ -1,10 +1,47 @@
 import dataclasses
+from fnmatch import fnmatch
+from functools import cache
 
 import pytest
+import torch
 import yaml
 
-from steadyseg import config
+from steadyseg import backbones, config, models
 from steadyseg.types import ConfigError
+
+CLASSES = {"vspw": 124, "cityscapes": 19, "camvid": 11, "streets": 11}
+OWN_WORK = ("segformer_mit_b0_camvid", "segformer_mit_b0_camvid_start", "sdcpc_mit_b0_camvid", "smoke_streets")
+"""Configs that repeat no published row."""
+PUBLISHED = [name for name in config.names() if name not in OWN_WORK]
+SCORES = {"mIoU", "wIoU", "mVC8", "mVC16", "TC", "mIoU_test"}
+COSTS = {"params_m", "gflops", "fps"}
+PARAMETERS_DIFFER: dict[str, str] = {}
+"""Rows whose printed number of parameters is not ours, and why."""
+RECIPES = {
+    "segformer_*": (8, 160_000, 6e-5, 6e-4),
+    "sdcpc_*": (4, 160_000, 2e-5, 2e-4),
+    "dcfm_mit_b[12]_*": (16, 160_000, 6e-5, 6e-4),
+    "dcfm_mit_b5_*": (16, 160_000, 4e-5, 6e-4),
+    "dcfm_resnet18_*": (8, 80_000, 0.01, 0.01),
+    "dcfm_resnet50s_*_cityscapes": (8, 80_000, 0.01, 0.01),
+    "dcfm_resnet101s_*": (4, 80_000, 0.01, 0.01),
+    "dcfm_resnet50s_*_camvid": (8, 40_000, 0.02, 0.02),
+    "tfc_*": (16, 160_000, 6e-5, 6e-4),
+    "reuse_*": (16, 160_000, 6e-5, 6e-4),
+    "msaf_*": (8, 80_000, 6e-5, 6e-4),
+    "pspnet_*": (16, 37_200, 0.01, 0.1),
+}
+"""Clips a step, steps, peak learning rates of backbone and head."""
+
+
+@cache
+def shipped(name):
+    return config.load(name)
+
+
+@cache
+def defaults(method):
+    return config.to_dict(config.from_dict({"method": method}))
 
 
 def write(folder, **sections):
@@ -13,12 +50,90 @@ def write(folder, **sections):
     return path
 
 
+@pytest.mark.parametrize("name", {name.split("_")[0]: name for name in config.names()}.values())
+def test_a_config_of_each_method_survives_plain_values(name):
+    plain = config.to_dict(shipped(name))
+    assert config.from_dict(yaml.safe_load(yaml.safe_dump(plain))) == shipped(name)
+
+
 @pytest.mark.parametrize("name", config.names())
-def test_shipped_configs_load_and_survive_plain_values(name):
-    experiment = config.load(name)
-    assert name.startswith(experiment.method) or name.startswith("smoke")
-    plain = config.to_dict(experiment)
-    assert config.from_dict(yaml.safe_load(yaml.safe_dump(plain))) == experiment
+def test_shipped_configs_say_what_they_are(name):
+    experiment = shipped(name)
+    assert (config.FOLDER / f"{name}.yaml").read_text().startswith("# ")
+    assert experiment.reproduces.strip()
+    if name == "smoke_streets":
+        return
+    backbone, dataset = experiment.model.backbone, experiment.eval.source.source
+    assert backbone in backbones.names() and dataset in {entry.source for entry in experiment.data.train}
+    stem = f"{experiment.method}_{backbone}_{dataset}"
+    what = name.removeprefix(stem)
+    if what.startswith("_k"):
+        assert experiment.model.interval == int(what[2:])
+    elif what.startswith("_n"):
+        assert experiment.model.dssa.points == int(what[2:])
+    elif what[1:].isdigit():
+        assert min(experiment.eval.base) == int(what[1:])
+    else:
+        assert what in ("", "_start")
+
+
+def test_shipped_configs_differ():
+    contents = [dataclasses.replace(shipped(name), reproduces="", published={}) for name in config.names()]
+    assert all(one != other for n, one in enumerate(contents) for other in contents[:n])
+
+
+@pytest.mark.parametrize("name", config.names())
+def test_shipped_configs_build(name):
+    """On the device meta, where nothing is computed; and no row has another size than its paper prints."""
+    experiment = shipped(name)
+    with torch.device("meta"):
+        model = models.method(experiment.method)(experiment.model, CLASSES[experiment.eval.source.source])
+    assert model.offsets[-1] == 0
+    printed = experiment.published.get("params_m")
+    if printed is not None:
+        ours = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        assert (abs(ours / printed - 1) > 0.03) == (name in PARAMETERS_DIFFER), (
+            f"{ours:.2f} M here, {printed} M printed"
+        )
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_rows(name):
+    experiment = shipped(name)
+    assert " table, row " in experiment.reproduces
+    assert set(experiment.published) <= SCORES | COSTS
+    assert all(10 < experiment.published[key] < 100 for key in SCORES & set(experiment.published))
+    assert experiment.train.init is not None
+    assert experiment.eval.base is not None, "the test size is the paper's, whatever size the files have"
+    assert experiment.data.augment.base_size is not None, "so is the size that the recipe scales"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_recipes(name):
+    train = shipped(name).train
+    (recipe,) = [recipe for pattern, recipe in RECIPES.items() if fnmatch(name, pattern)]
+    clips, head = train.batch_size * train.devices * train.nodes, train.lr * train.head_lr_factor
+    assert (clips, train.iterations, train.lr, pytest.approx(head)) == recipe
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_hold_only_what_differs(name):
+    raw = yaml.safe_load((config.FOLDER / f"{name}.yaml").read_text())
+    assert set(_restated(raw, defaults(raw["method"]))) <= {
+        "method",
+        "model.backbone",
+        "data.augment.crop",
+        "eval.source.split",
+    }
+
+
+def _restated(raw, default, where=""):
+    """Yield the keys whose value is the default."""
+    for key, value in raw.items():
+        if isinstance(value, dict) and isinstance(default.get(key), dict):
+            yield from _restated(value, default[key], f"{where}{key}.")
+        elif value == default.get(key):
+            yield where + key
 
 
 def test_file_holds_only_what_differs(tmp_path):

@@ -12,6 +12,8 @@ from steadyseg.data.augment import (
     CameraConfig,
     _Colours,
     _draw_colours,
+    _draw_jitter,
+    _jitter,
     _recolour,
     build_augment,
     camera_path,
@@ -49,8 +51,9 @@ def equal(a: Clip, b: Clip) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_all_frames_share_the_geometry(seed: int) -> None:
-    clip = build_augment(config())(coordinates(), dice(seed))
+@pytest.mark.parametrize("rotate", [0, 20])
+def test_all_frames_share_the_geometry(seed: int, rotate: float) -> None:
+    clip = build_augment(config(rotate=rotate))(coordinates(), dice(seed))
     assert clip.frames.shape == (3, 3, 48, 64) and clip.labels.shape == (3, 48, 64)
     assert clip.frames.dtype == clip.labels.dtype == torch.uint8
     for t in (0, 1):
@@ -58,9 +61,10 @@ def test_all_frames_share_the_geometry(seed: int) -> None:
 
 
 @pytest.mark.parametrize("still", [False, True])
+@pytest.mark.parametrize("rotate", [0, 20])
 @pytest.mark.parametrize("axis", ["x", "y"])
-def test_labels_lie_where_the_image_is(axis: str, still: bool) -> None:
-    augment = build_augment(config(camera=LOUD), still=still, offsets=(-6, -3, 0))
+def test_labels_lie_where_the_image_is(axis: str, rotate: float, still: bool) -> None:
+    augment = build_augment(config(camera=LOUD, rotate=rotate), still=still, offsets=(-6, -3, 0))
     differences = []
     for seed in range(12):
         clip = augment(coordinates(label=axis), dice(seed))
@@ -101,6 +105,17 @@ def test_scale_range_is_used_and_kept() -> None:
     assert 0.49 < min(factors) < 0.6 and 1.9 < max(factors) < 2.01
 
 
+def test_crop_first_draws_the_size_of_the_window() -> None:
+    """A window of u times the crop, u uniform in [0.5, 2], is the scale 1 / u."""
+    settings = config(crop_first=True)
+    sizes = [choose_window(settings, np.zeros((90, 120), np.uint8), dice(s)).matrix[1, 1] for s in range(400)]
+    assert 0.49 < min(sizes) < 0.51 and 1.98 < max(sizes) < 2.01
+    assert np.histogram(sizes, bins=3, range=(0.49, 2.01))[0].min() > 100
+    high = config(crop_first=True, scale=(1.0, 2.0))
+    sizes = [choose_window(high, np.zeros((90, 120), np.uint8), dice(s)).matrix[1, 1] for s in range(100)]
+    assert 0.49 < min(sizes) < 0.52 and 0.98 < max(sizes) < 1.01
+
+
 def test_crop_positions_reach_all_borders() -> None:
     augment = build_augment(config(scale=(1, 1), flip=0, crop=(88, 118)))
     corners = {tuple(augment(coordinates(1), dice(seed)).frames[0, :2, 0, 0].tolist()) for seed in range(100)}
@@ -123,6 +138,70 @@ def test_one_pixel_frame() -> None:
     for still in (False, True):
         clip = build_augment(config(), still=still)(tiny, dice())
         assert clip.frames.shape == (2, 3, 48, 64) and int(clip.frames[-1, 0, 0, 0]) == 9
+
+
+# ---- rotation ----------------------------------------------------------------------------------------------------
+
+
+def test_a_turn_is_about_the_middle_within_its_bound() -> None:
+    settings = config(rotate=20, scale=(1, 1), crop=(HEIGHT, WIDTH), flip=0)
+    angles = []
+    for seed in range(200):
+        window = choose_window(settings, np.zeros((HEIGHT, WIDTH), np.uint8), dice(seed))
+        assert np.allclose(window.matrix[:2, :2] @ window.matrix[:2, :2].T, np.eye(2)), "a turn and nothing else"
+        middle = np.array([(WIDTH - 1) / 2, (HEIGHT - 1) / 2, 1])
+        assert np.allclose(window.matrix @ middle, middle)
+        angles.append(float(np.degrees(np.arctan2(window.matrix[1, 0], window.matrix[0, 0]))))
+    assert -20 <= min(angles) < -19 and 19 < max(angles) <= 20
+
+
+def test_a_turn_is_one_of_the_resized_frame() -> None:
+    """Rounding makes 9x13 to 5x7, which squeezes the two axes differently; angles are those that one sees."""
+    settings = config(rotate=60, scale=(1, 1), base_size=(5, 7), crop=(9, 9), flip=0)
+    matrix = choose_window(settings, np.zeros((9, 13), np.uint8), dice(1)).matrix[:2, :2]
+    seen = np.diag([7 / 13, 5 / 9]) @ matrix
+    assert np.allclose(seen @ seen.T, np.eye(2)) and abs(seen[0, 1]) > 0.1
+
+
+def test_a_turned_pixel_is_interpolated_once() -> None:
+    settings = config(rotate=20, scale=(0.9, 1.5))
+    y, x = np.mgrid[0:48, 0:64]
+    for seed in range(6):
+        clip = build_augment(settings)(coordinates(1), dice(seed))
+        matrix = choose_window(settings, np.zeros((HEIGHT, WIDTH), np.uint8), dice(seed)).matrix
+        place = np.einsum("ij,jrc->irc", matrix, np.stack([x, y, np.ones_like(x)]))  # [3, 48, 64]
+        inner = (place[0] > 0) & (place[0] < WIDTH - 1) & (place[1] > 0) & (place[1] < HEIGHT - 1)
+        assert np.abs(clip.frames[0, :2].numpy() - place[:2])[:, inner].max() < 0.6, "rounded once"
+
+
+@pytest.mark.parametrize("still", [False, True])
+def test_corners_of_a_turn_are_padding(still: bool) -> None:
+    settings = config(rotate=20, scale=(1, 1), crop=(HEIGHT, WIDTH), flip=0, photometric=True, camera=LOUD)
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    corners = 0
+    for seed in range(8):
+        clip = build_augment(settings, still=still)(coordinates(), dice(seed))
+        matrix = choose_window(settings, np.zeros((HEIGHT, WIDTH), np.uint8), dice(seed)).matrix
+        x0, y0, _ = np.einsum("ij,jrc->irc", matrix, np.stack([x, y, np.ones_like(x)]))  # [H, W] each
+        outside = torch.from_numpy((x0 < -0.6) | (x0 > WIDTH - 0.4) | (y0 < -0.6) | (y0 > HEIGHT - 0.4))
+        inside = torch.from_numpy((x0 > -0.4) & (x0 < WIDTH - 0.6) & (y0 > -0.4) & (y0 < HEIGHT - 0.6))
+        assert (clip.labels[:, outside] == IGNORE).all()
+        assert (clip.frames[:, :, outside] == torch.tensor(MEAN_COLOUR)[:, None]).all()
+        assert (clip.labels[-1, inside] != IGNORE).all(), "the target's own pixels keep their labels"
+        corners += int(outside.sum())
+    assert corners > 1000
+
+
+def test_class_cap_looks_at_the_turned_frame() -> None:
+    labels = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.uint8)
+    labels[:, 30:60, :30] = 1
+    clip = Clip(coordinates(1).frames, labels, torch.arange(1))
+
+    def good(class_max: float) -> int:
+        augment = build_augment(config(rotate=90, scale=(1, 1), crop=(24, 24), class_max=class_max))
+        return sum(is_mixed(augment(clip, dice(seed)).labels[0].numpy(), 0.6) for seed in range(60))
+
+    assert good(0.6) >= 15 and good(1.0) <= 5
 
 
 # ---- class cap ---------------------------------------------------------------------------------------------------
@@ -311,6 +390,71 @@ def test_colour_draws_follow_the_recipe() -> None:
     assert 0.4 < sum(d.contrast_first for d in draws) / 400 < 0.6
 
 
+@pytest.mark.parametrize(
+    ("kind", "amount", "before", "after"),
+    [
+        ("brightness", 1.2, (10, 100, 250), (12, 120, 255)),
+        ("contrast", 0.5, (100, 100, 100), (100, 100, 100)),  # of one pixel, all is the mean
+        ("saturation", 0.5, (200, 100, 100), (165, 115, 115)),  # grey 0.299 * 200 + 0.701 * 100 = 130
+        ("saturation", 1.5, (200, 100, 100), (235, 85, 85)),
+        ("hue", 1 / 3, (200, 0, 0), (0, 200, 0)),
+        ("hue", -1 / 3, (200, 0, 0), (0, 0, 200)),
+    ],
+)
+def test_jitter(kind: str, amount: float, before: tuple[int, int, int], after: tuple[int, int, int]) -> None:
+    assert np.abs(_jitter(pixel(*before), ((kind, amount),)).astype(int) - pixel(*after)).max() <= 1
+
+
+def test_jitter_keeps_its_order() -> None:
+    dark_first, grey_first = (("brightness", 2.0), ("saturation", 0.0)), (("saturation", 0.0), ("brightness", 2.0))
+    assert _jitter(pixel(200, 0, 0), dark_first)[0, 0].tolist() == pytest.approx([76] * 3, abs=1)  # 0.299 * 255
+    assert _jitter(pixel(200, 0, 0), grey_first)[0, 0].tolist() == pytest.approx([120] * 3, abs=1)
+    assert _jitter(pixel(9, 8, 7), ())[0, 0].tolist() == [9, 8, 7]
+
+
+def test_jitter_draws_follow_the_recipe() -> None:
+    generator = dice()
+    draws = [_draw_jitter(0.2, generator) for _ in range(400)]
+    for kind, low, high in (
+        ("brightness", 0.8, 1.2),
+        ("contrast", 0.8, 1.2),
+        ("saturation", 0.8, 1.2),
+        ("hue", -0.2, 0.2),
+    ):
+        values = [dict(draw)[kind] for draw in draws]
+        assert low <= min(values) < low + 0.02 and high - 0.02 < max(values) <= high
+    assert len({tuple(kind for kind, _ in draw) for draw in draws}) == 24, "all orders"
+
+
+def test_contrast_is_about_the_mean_of_the_whole_frame() -> None:
+    """Grey 50 beside grey 250: a crop shows one of them, and it moves towards the 150 that it does not show."""
+    frames = torch.full((1, 3, 60, 120), 50, dtype=torch.uint8)
+    frames[..., 60:] = 250
+    clip = Clip(frames, torch.zeros(1, 60, 120, dtype=torch.uint8), torch.arange(1))
+    augment = build_augment(config(scale=(1, 1), crop=(8, 8), jitter=0.5))
+    tried = 0
+    for seed in range(40):
+        generator = dice(seed)
+        choose_window(config(scale=(1, 1), crop=(8, 8)), clip.labels[0].numpy(), generator)
+        drawn = dict(_draw_jitter(0.5, generator))
+        light, contrast = drawn["brightness"], drawn["contrast"]
+        expected = [light * (150 + (value - 150) * contrast) for value in (50, 250)]
+        if max(250 * light, 150 + 100 * contrast, *expected) < 255 and min(expected) > 0:  # no clipping in any order
+            seen = augment(clip, dice(seed)).frames[0, 0].unique().tolist()
+            assert all(min(abs(value - e) for e in expected) <= 2 for value in seen)
+            tried += 1
+    assert tried >= 5
+
+
+@pytest.mark.parametrize(("which", "alike"), [("all", [False] * 3), ("target", [True, True, False])])
+def test_jitter_changes_all_frames_or_the_target(which: str, alike: list[bool]) -> None:
+    plain = build_augment(config())(coordinates(), dice(1))
+    clip = build_augment(config(jitter=0.3, jitter_frames=which))(coordinates(), dice(1))
+    assert [torch.equal(a, b) for a, b in zip(plain.frames, clip.frames, strict=True)] == alike
+    assert torch.equal(plain.labels, clip.labels)
+    assert not torch.equal(clip.frames[0], clip.frames[1]) or which == "target", "drawn for each frame"
+
+
 @pytest.mark.parametrize("per_frame", [True, False])
 def test_colours_per_frame_or_per_clip(per_frame: bool) -> None:
     augment = build_augment(config(photometric=True, photometric_per_frame=per_frame))
@@ -334,6 +478,20 @@ def test_the_dice_decide_and_the_clip_stays() -> None:
     assert equal(pickle.loads(pickle.dumps(augment))(source, dice(1)), augment(source, dice(1)))
 
 
+def test_options_that_are_off_throw_no_dice() -> None:
+    """A run without them draws what such a run has always drawn; the numbers are of the time before they existed."""
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    generator = dice(5)
+    window = choose_window(config(), labels, generator)
+    assert window.matrix[0].tolist() == pytest.approx([-0.5741626794258373, 0, 111.7488038277512])
+    assert window.matrix[1].tolist() == pytest.approx([0, 0.5732484076433121, 7.238853503184713])
+    assert float(torch.rand((), generator=generator)) == pytest.approx(0.04071521759033203)
+    for still, expected in ((False, 0.3741426467895508), (True, 0.42039555311203003)):
+        generator = dice(5)
+        build_augment(AugmentConfig(crop=(48, 64)), still=still)(coordinates(), generator)
+        assert float(torch.rand((), generator=generator)) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
@@ -342,6 +500,9 @@ def test_the_dice_decide_and_the_clip_stays() -> None:
         (AugmentConfig, {"scale": (2.0, 0.5)}, r"scale is \(2\.0, 0\.5\); expected 0 < smallest"),
         (AugmentConfig, {"flip": 1.5}, r"flip is 1\.5"),
         (AugmentConfig, {"class_max": -0.1}, r"class_max"),
+        (AugmentConfig, {"rotate": -5}, r"data\.augment\.rotate is -5; expected degrees in \[0, 180\]"),
+        (AugmentConfig, {"jitter": 0.6, "photometric": False}, r"jitter is 0\.6; expected a value in \[0, 0\.5\]"),
+        (AugmentConfig, {"jitter": 0.2}, r"jitter replaces photometric; set data\.augment\.photometric to false"),
         (CameraConfig, {"zoom": -1}, r"data\.augment\.camera\.zoom is -1"),
         (CameraConfig, {"period": (0, 5)}, r"period"),
     ],

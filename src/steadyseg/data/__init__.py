@@ -21,8 +21,11 @@ _SOURCES = {
     "camvid": "CamVidSource",
     "vspw": "VSPWSource",
     "cityscapes": "CityscapesSource",
+    "davis": "DAVISSource",
     "folder": "FolderSource",
 }
+_FOLDERS = {"davis": ("davis2016val", "davis")}
+"""Where $STEADYSEG_DATA holds a source under another name than its own; the first that is there counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class SourceConfig:
     source: str = "streets"
     """A name of steadyseg.data.names()."""
     root: str | None = None
-    """Folder of the data set; None is $STEADYSEG_DATA/<source>. Streets needs none."""
+    """Folder of the data set; None is $STEADYSEG_DATA/<source>, for davis also davis2016val. Streets needs none."""
     split: str = "train"
     """Usually train, val or test."""
     still: bool = False
@@ -87,7 +90,8 @@ def _root(config: SourceConfig) -> Path:
             f"source '{config.source}' has no folder: set its root, or set STEADYSEG_DATA to a folder that holds "
             f"{config.source}/"
         )
-    root = Path(home).expanduser() / config.source
-    if not root.is_dir():
-        raise ConfigError(f"source '{config.source}': {root} is not a folder; set its root, or change STEADYSEG_DATA")
-    return root
+    roots = [Path(home).expanduser() / folder for folder in _FOLDERS.get(config.source, (config.source,))]
+    for root in roots:
+        if root.is_dir():
+            return root
+    raise ConfigError(f"source '{config.source}': {roots[-1]} is not a folder; set its root, or change STEADYSEG_DATA")

@@ -1,7 +1,8 @@
 """Random changes of training clips: one draw of the geometry serves all frames of a clip.
 
-Resize, crop, flip and, for still images, the camera path compose to one affine map a frame, so that every pixel is
-interpolated once and only the crop is computed. The colours change inside the crop, before it is padded.
+Resize, rotation, crop, flip and, for still images, the camera path compose to one affine map a frame, so that every
+pixel is interpolated once and only the crop is computed. The colours change before the crop is padded: the jitter,
+whose contrast is about the mean of a whole frame, before the crop, all else inside it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -62,6 +63,10 @@ class AugmentConfig:
     """Height and width, in pixels, that frames are first scaled to fit, long side to long side; None: their own."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Smallest and largest further factor of height and width, drawn uniformly."""
+    crop_first: bool = False
+    """Draw 1 / factor uniformly instead, which is to cut out a window of random size and resize that to `crop`."""
+    rotate: float = 0.0
+    """Largest turn to either side, in degrees, about the middle of the frame; its corners become padding."""
     crop: tuple[int, int] = (480, 480)
     """Height and width of the clip, in pixels; smaller frames are padded at the right and at the bottom."""
     flip: float = 0.5
@@ -72,6 +77,11 @@ class AugmentConfig:
     """Change brightness (by up to 32 of 255), contrast and saturation (half to one and a half) and hue (36 degrees)."""
     photometric_per_frame: bool = True
     """Draw these changes for each frame; otherwise once a clip."""
+    jitter: float = 0.0
+    """Instead of `photometric`, factors of brightness, contrast and saturation in 1 +- this and a change of hue by up
+    to this share of a full turn, in random order, drawn for each frame."""
+    jitter_frames: Literal["all", "target"] = "all"
+    """Which frames to jitter."""
     camera: CameraConfig = field(default_factory=CameraConfig)
     """The camera path that makes clips of still images."""
 
@@ -82,6 +92,12 @@ class AugmentConfig:
                 raise ConfigError(f"data.augment.{name} is {size}; expected height and width of at least 1 pixel")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ConfigError(f"data.augment.scale is {self.scale}; expected 0 < smallest <= largest")
+        if not 0 <= self.rotate <= 180:
+            raise ConfigError(f"data.augment.rotate is {self.rotate}; expected degrees in [0, 180]")
+        if not 0 <= self.jitter <= 0.5:
+            raise ConfigError(f"data.augment.jitter is {self.jitter}; expected a value in [0, 0.5]")
+        if self.jitter and self.photometric:
+            raise ConfigError("data.augment.jitter replaces photometric; set data.augment.photometric to false")
         for name in ("flip", "class_max"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"data.augment.{name} is {getattr(self, name)}; expected a value in [0, 1]")
@@ -115,24 +131,41 @@ class _Augment:
         if self.still:
             times = range(1 - count, 1) if self.offsets is None else self.offsets
             path, gains = camera_path(config.camera, times, (height, width), generator)
-        colours = [_Colours()] * count
-        if config.photometric:
-            each = config.photometric_per_frame
-            colours = [_draw_colours(generator) for _ in range(count)] if each else [_draw_colours(generator)] * count
+        colours = self._colours(count, generator)
+        jitters = self._jitters(count, generator)
 
         rows, columns = window.size
         frames_out = np.empty((count, 3, *config.crop), np.uint8)
         frames_out[:] = np.array(MEAN_COLOUR, np.uint8)[:, None, None]
         labels_out = np.full((count, *config.crop), IGNORE, np.uint8)
+        seen = window.inside((height, width)) if config.rotate else True  # [rows, columns]
         for t in range(count):
             matrix = (path[t] @ window.matrix)[:2]
             image = cv2.merge(list(clip.frames[t].numpy()))  # [H, W, 3]
+            image = _jitter(image, jitters[t])
             image = _warp(image, matrix, window.size, cv2.INTER_LINEAR, cv2.BORDER_REFLECT_101)
-            image = _recolour(image, colours[t], gains[t])
-            frames_out[t, :, :rows, :columns] = image.transpose(2, 0, 1)  # [3, rows, columns]
+            image = _recolour(image, colours[t], gains[t]).transpose(2, 0, 1)  # [3, rows, columns]
             border = cv2.BORDER_CONSTANT if self.still else cv2.BORDER_REPLICATE
-            labels_out[t, :rows, :columns] = _warp(labels[t], matrix, window.size, cv2.INTER_NEAREST, border)
+            mask = _warp(labels[t], matrix, window.size, cv2.INTER_NEAREST, border)
+            np.copyto(frames_out[t, :, :rows, :columns], image, where=seen)
+            np.copyto(labels_out[t, :rows, :columns], mask, where=seen)
         return Clip(torch.from_numpy(frames_out), torch.from_numpy(labels_out), clip.index)
+
+    def _colours(self, count: int, generator: torch.Generator) -> list[_Colours]:
+        """Draw every frame's photometric change."""
+        if not self.config.photometric:
+            return [_Colours()] * count
+        if self.config.photometric_per_frame:
+            return [_draw_colours(generator) for _ in range(count)]
+        return [_draw_colours(generator)] * count
+
+    def _jitters(self, count: int, generator: torch.Generator) -> list[_Jitter]:
+        """Draw every frame's jitter; an empty one changes nothing."""
+        if not self.config.jitter:
+            return [()] * count
+        changed = 1 if self.config.jitter_frames == "target" else count
+        drawn = [_draw_jitter(self.config.jitter, generator) for _ in range(changed)]
+        return [()] * (count - changed) + drawn
 
 
 # ---- geometry ----------------------------------------------------------------------------------------------------
@@ -146,15 +179,27 @@ class Window(NamedTuple):
     size: tuple[int, int]
     """Rows and columns of the crop that the frame fills, from its upper left corner; the rest is padding."""
 
+    def inside(self, frame: tuple[int, int]) -> NDArray[np.bool_]:
+        """Return where the crop shows a frame of this height and width: [rows, columns]; a turned one has corners."""
+        there = np.zeros(frame, np.uint8)
+        return _warp(there, self.matrix[:2], self.size, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT) != IGNORE
+
 
 def choose_window(config: AugmentConfig, labels: NDArray[np.uint8], generator: torch.Generator) -> Window:
-    """Draw scale, crop position and flip, for labels uint8 [H, W] of the target frame."""
+    """Draw scale, turn, crop position and flip, for labels uint8 [H, W] of the target frame."""
     height, width = labels.shape
-    base = config.base_size or (height, width)
-    factor = min(max(base) / max(height, width), min(base) / min(height, width)) * _uniform(generator, *config.scale)
+    base, (low, high) = config.base_size or (height, width), config.scale
+    scale = 1 / _uniform(generator, 1 / high, 1 / low) if config.crop_first else _uniform(generator, low, high)
+    factor = min(max(base) / max(height, width), min(base) / min(height, width)) * scale
     resized = max(1, round(height * factor)), max(1, round(width * factor))
     size = min(resized[0], config.crop[0]), min(resized[1], config.crop[1])
     dy, dx = height / resized[0], width / resized[1]  # frame pixels a crop pixel
+    turn = np.eye(3)
+    if config.rotate:
+        angle = math.radians(_uniform(generator, -config.rotate, config.rotate))
+        turn = _turn(angle, (height, width), aspect=dx / dy)
+        if config.class_max < 1:  # the crop's mixture is that of the turned frame
+            labels = _warp(labels, turn[:2], (height, width), cv2.INTER_NEAREST, cv2.BORDER_CONSTANT)
 
     top = left = 0
     for u, v in torch.rand(CROP_DRAWS, 2, generator=generator).tolist():
@@ -166,7 +211,16 @@ def choose_window(config: AugmentConfig, labels: NDArray[np.uint8], generator: t
     y, x = (top + 0.5) * dy - 0.5, (left + 0.5) * dx - 0.5
     if _uniform(generator) < config.flip:
         x, dx = x + dx * (size[1] - 1), -dx
-    return Window(np.array([[dx, 0, x], [0, dy, y], [0, 0, 1]]), size)
+    return Window(turn @ np.array([[dx, 0, x], [0, dy, y], [0, 0, 1]]), size)
+
+
+def _turn(angle: float, size: tuple[int, int], *, aspect: float) -> NDArray[np.float64]:
+    """Return [3, 3], a turn about the middle of a frame; `aspect` is the width of its pixels over their height."""
+    x, y = (size[1] - 1) / 2, (size[0] - 1) / 2
+    cosine, right, down = math.cos(angle), aspect * math.sin(angle), math.sin(angle) / aspect
+    return np.array(
+        [[cosine, -right, x - cosine * x + right * y], [down, cosine, y - down * x - cosine * y], [0, 0, 1]]
+    )
 
 
 def is_mixed(labels: NDArray[np.uint8], class_max: float) -> bool:
@@ -244,6 +298,10 @@ class _Colours(NamedTuple):
     """Added to the hue, in units of 2 degrees."""
 
 
+_Jitter = tuple[tuple[str, float], ...]
+"""Changes of a frame's colours in their order: brightness, contrast or saturation by a factor, hue by a share."""
+
+
 def _draw_colours(generator: torch.Generator) -> _Colours:
     def maybe(low: float, high: float, neutral: float) -> float:
         drawn, coin = _uniform(generator, low, high), _uniform(generator) < 0.5
@@ -265,12 +323,42 @@ def _recolour(image: NDArray[np.uint8], colours: _Colours, gain: float) -> NDArr
     if colours.contrast_first:
         table = np.clip(table * colours.contrast, 0, 255)
     image = _look_up(image, table)
-    if colours.saturation != 1 or colours.hue:
-        hue, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
-        hue = _look_up(np.asarray(hue, np.uint8), (levels + colours.hue) % 180)
-        saturation = _look_up(np.asarray(saturation, np.uint8), np.clip(levels * colours.saturation, 0, 255))
-        image = np.asarray(cv2.cvtColor(cv2.merge([hue, saturation, value]), cv2.COLOR_HSV2RGB), np.uint8)
+    image = _change_hsv(image, colours.saturation, colours.hue)
     return image if colours.contrast_first else _look_up(image, np.clip(levels * colours.contrast, 0, 255))
+
+
+def _change_hsv(image: NDArray[np.uint8], factor: float, shift: int) -> NDArray[np.uint8]:
+    """Change uint8 [h, w, 3] RGB: the saturation by a factor, the hue by a shift in units of 2 degrees."""
+    if factor == 1 and not shift:
+        return image
+    levels = np.arange(256, dtype=np.float32)
+    hue, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
+    hue = _look_up(np.asarray(hue, np.uint8), (levels + shift) % 180)
+    saturation = _look_up(np.asarray(saturation, np.uint8), np.clip(levels * factor, 0, 255))
+    return np.asarray(cv2.cvtColor(cv2.merge([hue, saturation, value]), cv2.COLOR_HSV2RGB), np.uint8)
+
+
+def _draw_jitter(amount: float, generator: torch.Generator) -> _Jitter:
+    drawn = [(kind, _uniform(generator, 1 - amount, 1 + amount)) for kind in ("brightness", "contrast", "saturation")]
+    drawn.append(("hue", _uniform(generator, -amount, amount)))
+    return tuple(drawn[i] for i in torch.randperm(len(drawn), generator=generator).tolist())
+
+
+def _jitter(image: NDArray[np.uint8], changes: _Jitter) -> NDArray[np.uint8]:
+    """Change uint8 [h, w, 3] RGB; as in torchvision, contrast is about the image's mean, saturation about its grey."""
+    levels = np.arange(256, dtype=np.float32)
+    for kind, amount in changes:
+        if kind == "brightness":
+            image = _look_up(image, np.clip(levels * amount, 0, 255))
+        elif kind == "contrast":
+            mean = round(float(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).mean()))
+            image = _look_up(image, np.clip(mean + (levels - mean) * amount, 0, 255))
+        elif kind == "saturation":
+            grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+            image = np.asarray(cv2.addWeighted(image, amount, grey, 1 - amount, 0), np.uint8)
+        else:
+            image = _change_hsv(image, 1.0, round(amount * 180))
+    return image
 
 
 def _look_up(image: NDArray[np.uint8], table: NDArray[np.float32]) -> NDArray[np.uint8]:
