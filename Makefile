@@ -38,7 +38,7 @@ check: $(STAMP)  ## ruff, type checker and the import rules: what CI and pre-com
 	$(BIN)/python -m pytest tests/test_architecture.py
 
 docs: $(STAMP)  ## check every command and doctest in the documents
-	$(BIN)/python -m pytest tests/test_readme.py
+	$(BIN)/python -m pytest tests/test_readme.py tests/test_docs.py
 	$(BIN)/python -m pytest --doctest-modules src/steadyseg/metrics src/steadyseg/data/sampling.py
 
 bench: $(STAMP)  ## measure speed and cost on this machine

@@ -1,4 +1,4 @@
-"""Multiply-adds against the papers' tables and an independent counter; the report is complete and the labels agree."""
+"""The report is complete, the labels agree, and what is timed is what users run."""
 
 from __future__ import annotations
 
@@ -8,91 +8,11 @@ import json
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from steadyseg import benchmark, models
-from steadyseg.layers import Folding
 from steadyseg.types import ConfigError
 
 TINY = benchmark.Setting(size=(64, 96), classes=5, frames=3, warmup=1, seed=1)
-
-
-def build(name: str, backbone: str) -> models.VideoSegmenter:
-    kind = models.method(name)
-    return kind(kind.Config(backbone=backbone), 124).eval()
-
-
-@torch.no_grad()
-def fold(model: nn.Module) -> None:
-    """Merge weights, so that the counted run does not."""
-    for module in model.modules():
-        if isinstance(module, Folding):
-            module.folded()
-
-
-def fake_frames(count: int) -> Tensor:
-    return torch.zeros(1, count, 3, 480, 853, dtype=torch.uint8)
-
-
-@pytest.mark.parametrize(("backbone", "hooks", "full"), [("mit_b0", 11.36, 13.87), ("mit_b1", 21.51, 26.54)])
-def test_segformer_costs_what_the_tables_say(backbone: str, hooks: float, full: float) -> None:
-    """480x853, 124 classes, decoder width 256; shapes alone decide, so nothing is computed."""
-    model = build("segformer", backbone)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        frame = fake_frames(1)[:, 0]
-        fold(model)
-        counts = benchmark.count(lambda: model.step(frame))
-    assert counts["published"].hooks / 1e9 == pytest.approx(hooks, abs=0.006)
-    assert counts["published"].full / 1e9 == pytest.approx(full, abs=0.006)
-    assert counts["executed"].hooks < 0.7 * counts["published"].hooks
-    assert counts["executed"].sampling == 0
-
-
-@pytest.mark.parametrize(("backbone", "paper"), [("mit_b1", 69.2), ("mit_b2", 107.1), ("mit_b5", 324.9)])
-def test_sdcpc_costs_what_the_paper_says(backbone: str, paper: float) -> None:
-    """Three frames, nothing remembered, attention products left out: within 8 % of the paper's G."""
-    model = build("sdcpc", backbone)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        frames = fake_frames(3)
-
-        def run() -> Tensor:
-            return model.head(model.aggregate(model.encode_clip(frames)))
-
-        fold(model)
-        counts = benchmark.count(run)
-    assert counts["published"].hooks / 1e9 == pytest.approx(paper, rel=0.08)
-    assert counts["executed"].hooks < counts["published"].hooks
-    assert counts["executed"].sampling > 0
-
-
-def test_counts_equal_an_independent_counter() -> None:
-    """Hooks on the layers of transformers' model, which merges nothing, give the published count."""
-    transformers = pytest.importorskip("transformers")
-    config = transformers.SegformerConfig(decoder_hidden_size=256, id2label={0: "a", 1: "b", 2: "c"})
-    theirs = transformers.SegformerForSemanticSegmentation(config).eval()
-    total = 0
-
-    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        total += module.weight.numel() * output.numel() // module.weight.shape[0]
-
-    for module in theirs.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            module.register_forward_hook(add)
-    with torch.no_grad():
-        theirs(torch.zeros(1, 3, 64, 96))
-    kind = models.method("segformer")
-    ours = kind(kind.Config(), 3).eval()
-    costs = benchmark.costs(ours, torch.zeros(1, 3, 64, 96, dtype=torch.uint8))
-    assert costs["stream"]["published"].hooks == costs["clip"]["published"].hooks == total
-
-
-def test_clip_costs_more_than_a_frame_of_a_stream() -> None:
-    kind = models.method("sdcpc")
-    costs = benchmark.costs(kind(kind.Config(), 5).eval(), torch.zeros(1, 3, 64, 96, dtype=torch.uint8))
-    for form in ("executed", "published"):
-        assert costs["stream"][form].hooks < 0.65 * costs["clip"][form].hooks
-        assert all(cost[form].hooks < cost[form].full for cost in costs.values())
 
 
 def test_measure_reports_everything() -> None:
@@ -134,17 +54,31 @@ def test_compare_takes_other_methods_and_precisions() -> None:
     assert result["ours"]["fps"] > 0
 
 
+def test_options_reach_the_method() -> None:
+    """Key frames and those between are timed in their true shares."""
+    setting = dataclasses.replace(TINY, frames=4, options={"interval": 3})
+    result = benchmark.measure("reuse", setting)
+    often = benchmark.measure("reuse", dataclasses.replace(setting, options={"interval": 1}))
+    mine, every = (x["multiply_adds"]["stream"]["executed"]["hooks"] for x in (result, often))
+    assert mine < 0.95 * every
+    with pytest.raises(ConfigError, match="did you mean 'interval'"):
+        benchmark.measure("reuse", dataclasses.replace(setting, options={"intervall": 3}))
+
+
+@pytest.mark.parametrize("name", ["sdcpc", "msaf"])
+def test_a_stream_gives_the_labels_of_whole_clips(name: str) -> None:
+    setting = dataclasses.replace(TINY, against="clip", frames=8)
+    result = benchmark.compare(name, setting)
+    assert result["pixels"] == 9 * 64 * 96
+    assert result["differing"] < 1e-4 * result["pixels"]
+
+
 def test_random_weights_predict_many_classes() -> None:
     """Constant labels would make the label path look faster than it is."""
     frames = benchmark._frames(TINY)
     for name in models.names():
         labels = benchmark._stream(benchmark._build(name, TINY, frames[0]), TINY)(frames[0])
         assert len(labels.unique()) >= 3
-
-
-def test_frames_never_jump() -> None:
-    shown = [int(frame) for frame in benchmark._pingpong([torch.tensor(i) for i in range(4)], 10)]
-    assert shown == [0, 1, 2, 3, 2, 1, 0, 1, 2, 3]
 
 
 def test_a_fresh_process_measures_and_passes_errors_on() -> None:

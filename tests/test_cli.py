@@ -24,6 +24,8 @@ from steadyseg import cli, models
 from steadyseg.data.streets import StreetsSource
 from steadyseg.engine import predict as prediction
 from steadyseg.engine.checkpoint import save_model
+from steadyseg.models.base import MEAN, STD
+from steadyseg.video import read
 
 SIZE = (64, 96)
 
@@ -113,6 +115,53 @@ def test_options_and_files_in_any_order(weights: str, clip: Path, tmp_path: Path
         assert labels.mode == "P"
         assert labels.size == (96, 64)
         assert np.asarray(labels).max() < 11
+
+
+def test_methods_that_run_the_weights_of_a_segformer(clip: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
+    """A folder that transformers wrote: per frame as transformers computes it, reused, and steadied."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    labels = {number: f"thing {number}" for number in range(150)}
+    theirs = transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(id2label=labels)).eval()
+    theirs.save_pretrained(tmp_path / "model")
+    words = ["predict", str(clip), "--model", str(tmp_path / "model"), "--format", "labels"]
+    outputs = {}
+    for method, interval in (("segformer", 0), ("tfc", 3), ("reuse", 3), ("flow", 3), ("tfc", 1)):
+        out = tmp_path / f"{method}{interval}"
+        options = ["--interval", str(interval)] if interval else []
+        assert cli.main([*words, "-o", str(out), "--method", method, *options]) == 0
+        outputs[out.name] = [np.asarray(Image.open(path)) for path in sorted(out.glob("*.png"))]
+    for number, frame in enumerate(read(clip)):
+        mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+        with torch.no_grad():
+            logits = theirs(((frame.image - mean) / std)[None]).logits
+        full = torch.nn.functional.interpolate(logits, SIZE, mode="bilinear", align_corners=False)
+        per_frame = outputs["segformer0"][number]
+        assert (full.argmax(1)[0].numpy() == per_frame).mean() > 0.999
+        assert np.array_equal(outputs["tfc1"][number], per_frame)
+        if number % 3 == 0:
+            assert all(np.array_equal(outputs[name][number], per_frame) for name in ("tfc3", "reuse3", "flow3"))
+    assert any(not np.array_equal(a, b) for a, b in zip(outputs["tfc3"], outputs["segformer0"], strict=True))
+    line = fails(2, *words, "-o", tmp_path / "x", "--method", "sdcpc")
+    assert "train it" in line
+    assert "interval" in fails(2, *words, "-o", tmp_path / "x", "--interval", "4")
+
+
+def test_predict_can_look_ahead(clip: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
+    torch.manual_seed(0)
+    kind = models.method("dcfm")
+    save_model(tmp_path / "dcfm.safetensors", kind(kind.Config(interval=3), 5))
+    words = ["predict", str(clip), "--model", str(tmp_path / "dcfm.safetensors"), "--format", "labels"]
+    assert cli.main([*words, "-o", str(tmp_path / "online")]) == 0
+    assert cli.main([*words, "-o", str(tmp_path / "ahead"), "--look-ahead"]) == 0
+    online, ahead = (
+        [np.asarray(Image.open(path)) for path in sorted((tmp_path / name).glob("*.png"))]
+        for name in ("online", "ahead")
+    )
+    same = [np.array_equal(a, b) for a, b in zip(online, ahead, strict=True)]
+    assert same[0] and same[3], "key frames stand alone"
+    assert not all(same)
+    assert "leave one out" in fails(2, *words, "-o", tmp_path / "x", "--look-ahead", "--reset-on-cut")
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA"])

@@ -64,6 +64,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my_data" / "splits").mkdir()
     for split in ("train", "val"):
         (folder / "my_data" / "splits" / f"{split}.txt").write_text("one\n")
+    transformers = pytest.importorskip("transformers")
+    labels = {number: f"thing {number}" for number in range(150)}
+    own = transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(id2label=labels))
+    own.save_pretrained(folder / "my_segformer")
     return folder
 
 

@@ -1,9 +1,5 @@
 """What a method costs: parameters, multiply-adds, latency, throughput and memory, on this machine.
 
-One multiply-add counts as one, as papers print it (their "FLOPs"). Two conventions are in use, and both are reported:
-*hooks* leaves out the matrix products inside attention, as generic counters do; *full* includes them. Bilinear
-sampling is a column of its own, outside both. Norms, activations, resizes and soft-max are never counted.
-
 The time of a frame runs from a uint8 frame tensor to a uint8 label map of the frame's size, through `Stream`, once
 the stream has settled. One frame at a time; the device is synchronised before and after.
 """
@@ -18,31 +14,34 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from steadyseg.backbones.mit import VARIANTS
+from steadyseg.config import options_from_dict
+from steadyseg.costs import costs, pingpong
 from steadyseg.data.streets import StreetsSource
 from steadyseg.engine.checkpoint import load_model
-from steadyseg.engine.stream import Stream
-from steadyseg.layers import plain_forms
+from steadyseg.engine.stream import Stream, to_labels
 from steadyseg.models import method
 from steadyseg.models.base import MEAN, STD, VideoSegmenter
-from steadyseg.types import IGNORE, Clip, ConfigError
+from steadyseg.types import ConfigError
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Against = Literal["transformers", "clip"]
+"""The transformers library's SegFormer of the same backbone, or the method itself with nothing remembered."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -68,89 +67,10 @@ class Setting:
     """CPU threads; None leaves the choice to torch."""
     seed: int = 0
     """Of the random weights."""
-
-
-class Cost(NamedTuple):
-    """Multiply-adds of one run."""
-
-    hooks: int
-    """Convolutions and linear maps."""
-    full: int
-    """The same and the matrix products inside attention."""
-    sampling: int
-    """Reads of the bilinear samplers; in neither of the others."""
-
-
-# ---- multiply-adds -----------------------------------------------------------------------------------------------
-
-
-def count(run: Callable[[], object]) -> dict[str, Cost]:
-    """Count the multiply-adds of a call.
-
-    Args:
-        run: what to count, without gradients; it has run before, so that its merged weights are ready.
-
-    Returns:
-        "executed", what is computed here, and "published", the same layers in the papers' literal form.
-    """
-    executed = _count(run)
-    with plain_forms():
-        literal = _count(run)
-    attention = executed.full - executed.hooks  # the same in both, but some literal forms multiply without a product
-    return {"executed": executed, "published": literal._replace(full=literal.hooks + attention)}
-
-
-def _count(run: Callable[[], object]) -> Cost:
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_EXTRA) as counter:
-        run()
-    counted = {operator.__name__.split(".")[0]: n for operator, n in counter.get_flop_counts()["Global"].items()}
-    sampling = sum(counted.pop(name, 0) for name in _SAMPLERS)
-    linear = sum(counted.pop(name, 0) for name in ("convolution", "addmm", "mm")) // 2  # it takes a multiply-add as 2
-    return Cost(linear, linear + sum(counted.values()) // 2, sampling)
-
-
-def costs(model: VideoSegmenter, frame: Tensor) -> dict[str, dict[str, Cost]]:
-    """Count one frame of a settled stream, and one call on a whole clip with nothing remembered, as papers do.
-
-    Args:
-        model: in evaluation mode.
-        frame: uint8 [1, 3, H, W].
-
-    Returns:
-        "stream" and "clip" (without the loss), each as `count` returns it.
-    """
-    state: Any = None
-    with torch.no_grad():
-        for _ in range(1 - model.offsets[0]):
-            _, state = model.step(frame, state)
-    length = len(model.offsets)
-    frames = frame[:, None].expand(-1, length, -1, -1, -1)  # [1, T, 3, H, W]
-    labels = torch.full_like(frames[:, :, 0], IGNORE)  # [1, T, H, W]: no labelled pixel, so no work in the losses
-    clip = Clip(frames, labels, torch.arange(length, device=frame.device)[None])
-    return {"stream": count(lambda: model.step(frame, state)), "clip": count(lambda: model(clip))}
-
-
-def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-def _bag(weight: Any, indices: Any, *_: Any, **__: Any) -> int:
-    return weight[1] * indices[0] * (indices[1] if len(indices) > 1 else 1)
-
-
-def _grid(image: Any, grid: Any, *_: Any, **__: Any) -> int:
-    return 4 * image[1] * grid[0] * grid[1] * grid[2]
-
-
-_SAMPLERS: dict[str, Callable[..., int]] = {
-    "_embedding_bag": _bag,
-    "_embedding_bag_forward_only": _bag,
-    "grid_sampler_2d": _grid,
-}
-_EXTRA: dict[Any, Callable[..., int]] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    **{getattr(torch.ops.aten, name): function for name, function in _SAMPLERS.items()},
-}
+    against: Against = "transformers"
+    """What `compare` compares with."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What differs from the method's default options, as in a config's model section."""
 
 
 # ---- time and memory ---------------------------------------------------------------------------------------------
@@ -173,9 +93,10 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
     frames = _frames(setting)
     model = _build(name, setting, frames[0])
     run = _stream(model, setting)
-    for frame in _pingpong(frames, setting.warmup):
+    for frame in pingpong(frames, setting.warmup):
         run(frame)
-    times = [_timed(run, frame)[0] for frame in _pingpong(frames, setting.frames)]
+    count = -(-setting.frames // model.period) * model.period  # key frames and those between in their true shares
+    times = [_timed(run, frame)[0] for frame in pingpong(frames, count)]
     memory = _peak_memory(setting)
     return {
         "method": name,
@@ -183,7 +104,7 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "multiply_adds": {
             what: {form: cost._asdict() for form, cost in forms.items()}
-            for what, forms in costs(model, frames[0][None]).items()
+            for what, forms in costs(model, [frame[None] for frame in frames]).items()
         },
         **_summary(times),
         "peak_memory_mib": memory,
@@ -191,29 +112,35 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
 
 
 def compare(name: str, setting: Setting) -> dict[str, Any]:
-    """Time a method against transformers' SegFormer of the same backbone, frame by frame in turn.
+    """Time a method against something else, frame by frame in turn.
 
-    Both begin with the uint8 frame and end with the full-size label map; theirs resizes the logits and takes the
-    arg-max. For the method segformer both have the same weights, and the labels are compared.
+    Both begin with the uint8 frame and end with the full-size label map. transformers' SegFormer resizes the logits and
+    takes the arg-max; for the method segformer both have the same weights, and the labels are compared. A method that
+    remembers nothing runs its whole clip for every frame, and the labels are compared too.
 
     Args:
         name: a method.
         setting: what is measured, and how.
 
     Returns:
-        Summaries of "ours" and "theirs", "speedup" (ratio of the mean times) and, for segformer, "pixels", the number
-        compared, "differing", how many of them have another label, and "gap": by how much the scores of the two
-        labels differ there at most, relative to the largest score; rounding alone gives about 1e-6.
+        Summaries of "ours" and "theirs", "speedup" (ratio of the mean times) and, where labels are compared, "pixels",
+        how many, "differing", how many of them have another label, and for segformer "gap": by how much the scores of
+        the two labels differ there at most, relative to the largest score; rounding alone gives about 1e-6.
     """
     _prepare(setting)
     frames = _frames(setting)
-    theirs, saved = _transformers(setting, frames[0])
-    with saved as folder:
-        ours = load_model(folder, setting.device) if name == "segformer" else _build(name, setting, frames[0])
+    if setting.against == "clip":
+        ours = _build(name, setting, frames[0])
+        theirs = _forgetful(ours, setting)
+    else:
+        theirs, saved = _transformers(setting, frames[0])
+        with saved as folder:
+            ours = load_model(folder, setting.device) if name == "segformer" else _build(name, setting, frames[0])
     runs = {"ours": _stream(ours, setting), "theirs": theirs}
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
     pixels, differing, gap = 0, 0, 0.0
-    for index, frame in enumerate(_pingpong(frames, setting.warmup + setting.frames)):
+    count = -(-setting.frames // ours.period) * ours.period
+    for index, frame in enumerate(pingpong(frames, setting.warmup + count)):
         labels = {}
         for side in ("ours", "theirs") if index % 2 else ("theirs", "ours"):
             spent, labels[side] = _timed(runs[side], frame)
@@ -221,12 +148,14 @@ def compare(name: str, setting: Setting) -> dict[str, Any]:
                 times[side].append(spent)
         pixels += frame[0].numel()
         wrong = int((labels["ours"] != labels["theirs"]).sum())
+        differing += wrong
         if wrong and name == "segformer":
-            differing, gap = differing + wrong, max(gap, _gap(ours, frame, labels))
-    result: dict[str, Any] = {"method": name, "backbone": setting.backbone, "against": "transformers"}
+            gap = max(gap, _gap(ours, frame, labels))
+    result: dict[str, Any] = {"method": name, "backbone": setting.backbone, "against": setting.against}
     result |= {side: _summary(spent) for side, spent in times.items()}
     result["speedup"] = statistics.mean(times["theirs"]) / statistics.mean(times["ours"])
-    return result | ({"pixels": pixels, "differing": differing, "gap": gap} if name == "segformer" else {})
+    same_weights = name == "segformer" or setting.against == "clip"
+    return result | ({"pixels": pixels, "differing": differing, "gap": gap} if same_weights else {})
 
 
 @torch.inference_mode()
@@ -275,22 +204,19 @@ def _frames(setting: Setting, count: int = 8) -> list[Tensor]:
     return [frame.image.to(setting.device) for frame in source.read(source.names[10])]  # by day, with traffic
 
 
-def _pingpong(frames: list[Tensor], count: int) -> Iterator[Tensor]:
-    """Yield `count` frames, forwards and backwards in turn, so that the video never jumps."""
-    loop = frames + frames[-2:0:-1]
-    return (loop[index % len(loop)] for index in range(count))
-
-
 def _build(name: str, setting: Setting, frame: Tensor) -> VideoSegmenter:
     """Build a method with random weights whose labels vary over the image, as those of trained weights do."""
     kind = method(name)
-    model = kind(kind.Config(backbone=setting.backbone), setting.classes).to(setting.device).eval()
+    options = options_from_dict(name, {"backbone": setting.backbone, **setting.options})
+    model = kind(options, setting.classes).to(setting.device).eval()
     with torch.no_grad():
         logits, _ = model.step(frame[None])
         for layer in model.modules():
             if isinstance(layer, nn.Conv2d) and layer.out_channels == layer.groups * setting.classes:
-                assert layer.bias is not None
-                layer.bias -= logits.mean((0, 2, 3)).repeat(layer.groups)  # a classifier, maybe of several variates
+                if layer.bias is None:
+                    layer.weight -= layer.weight.mean(1, keepdim=True)  # features after a ReLU are never negative
+                else:
+                    layer.bias -= logits.mean((0, 2, 3)).repeat(layer.groups)  # maybe of several variates
     return model.train().eval()  # merged weights are computed anew
 
 
@@ -300,6 +226,20 @@ def _stream(model: VideoSegmenter, setting: Setting) -> Callable[[Tensor], Tenso
     def run(frame: Tensor) -> Tensor:
         with _autocast(setting):
             return stream(frame)
+
+    return run
+
+
+def _forgetful(model: VideoSegmenter, setting: Setting) -> Callable[[Tensor], Tensor]:
+    """Return the model as a function of a frame that computes the whole clip each time."""
+    past: deque[Tensor] = deque(maxlen=1 - model.offsets[0])
+
+    @torch.inference_mode()
+    def run(frame: Tensor) -> Tensor:
+        past.append(frame)
+        clip = torch.stack([past[max(len(past) - 1 + offset, 0)] for offset in model.offsets])  # [T, 3, H, W]
+        with _autocast(setting):
+            return to_labels(model.clip_logits(clip[None]), setting.size)[0]
 
     return run
 

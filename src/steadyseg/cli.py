@@ -12,13 +12,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.markup import escape
 
 import steadyseg
 from steadyseg import console
 from steadyseg.arguments import UsageError, build_parser, parse, select, usage
+
+if TYPE_CHECKING:
+    from steadyseg.models.base import VideoSegmenter
 
 _WARNINGS = console.Warnings(logging.WARNING)
 DEFAULT_MODEL = "sdcpc_mit_b0_camvid"
@@ -31,7 +34,11 @@ Device = Literal["auto", "cpu", "cuda"]
 def predict(
     *videos: str,
     out: str,
-    model: str = DEFAULT_MODEL,
+    model: str | None = None,
+    method: str | None = None,
+    interval: int | None = None,
+    options: str = "",
+    look_ahead: bool = False,
     format: Literal["overlay", "side", "labels"] = "overlay",
     sheet: str | None = None,
     opacity: float = 0.5,
@@ -47,7 +54,12 @@ def predict(
     Args:
         videos: videos, folders of images, or globs in quotes such as "frames/*.jpg".
         out: the output, a video file, or a folder for labels; for several videos a folder of such.
-        model: name of shipped weights (see steadyseg list), a weights file, a run's folder, or a hub id owner/name.
+        model: name of shipped weights (see steadyseg list), a weights file, a run's folder, or a hub id owner/name;
+            sdcpc_mit_b0_camvid if neither this nor a method is given.
+        method: run the weights of a SegFormer by another method, without training: tfc, reuse, flow, or segformer.
+        interval: frames from one key frame to the next, for methods that have key frames.
+        options: other changes of the method's options, such as "theta=0.7 corr_level=1".
+        look_ahead: let a method that can read later frames do so.
         format: colours over the frames, both side by side, or labels as indexed PNG images.
         sheet: also write a picture of some frames, their labels, and where labels flickered.
         opacity: of the colours, 0 to 1.
@@ -62,7 +74,6 @@ def predict(
         raise UsageError("predict: no video given; expected steadyseg predict VIDEO -o OUT")
     if sheet and len(videos) > 1:
         raise UsageError("predict: --sheet shows one video; give one video, or leave it out")
-    from steadyseg.engine.checkpoint import load_model
     from steadyseg.engine.predict import PredictConfig
     from steadyseg.engine.predict import predict as segment
     from steadyseg.video import probe
@@ -73,13 +84,14 @@ def predict(
         opacity=opacity,
         legend=legend,
         reset_on_cut=reset_on_cut,
+        look_ahead=look_ahead,
         max_frames=max_frames,
         on_error=on_error,
         overwrite=overwrite,
     )
     counts = [probe(video).frames for video in videos]
     targets = _targets(videos, Path(out), "" if format == "labels" else ".mp4")
-    network = load_model(model, _device(device))
+    network = _load(model or _weights(method), device, method, interval, options)
     for video, count, target in zip(videos, counts, targets, strict=True):
         known = [number for number in (count, max_frames) if number is not None]
         with console.progress(Path(video).name, min(known, default=None)) as advance:
@@ -124,6 +136,9 @@ def train(config: str, *overrides: str, out: str | None = None, resume: bool = F
 def evaluate(
     *,
     model: str,
+    method: str | None = None,
+    interval: int | None = None,
+    options: str = "",
     data: str | None = None,
     config: str | None = None,
     root: str | None = None,
@@ -144,6 +159,9 @@ def evaluate(
 
     Args:
         model: name of shipped weights (see steadyseg list), a weights file, a run's folder, or a hub id owner/name.
+        method: run the weights of a SegFormer by another method, without training: tfc, reuse, flow, or segformer.
+        interval: frames from one key frame to the next, for methods that have key frames.
+        options: other changes of the method's options, such as "neighbours=1".
         data: data set by name.
         config: a config, by file or name, whose eval section gives what --data, --split, --base and --resize do not.
         root: folder of the data; $STEADYSEG_DATA and its name if not given.
@@ -164,7 +182,6 @@ def evaluate(
     from steadyseg.config import EvalConfig, load
     from steadyseg.data import SourceConfig, open_source
     from steadyseg.engine import evaluate as engine
-    from steadyseg.engine.checkpoint import load_model
 
     if data is None and config is None:
         raise UsageError("eval: no data given; expected --data, or --config whose eval section names it")
@@ -182,11 +199,11 @@ def evaluate(
         scorers = scoring.standard(source, variants)
     else:
         scorers = [scoring.build(name, source, variants) for name in metrics.split(",")]
-    network = load_model(model, _device(device))
+    network = _load(model, device, method, interval, options)
     with console.progress(f"{entry.source} {entry.split}", sum(map(source.length, source.names))) as advance:
         scores = engine.evaluate(network, source, scorers, config=section, on_frame=advance)
     where = {"data": entry.source, "split": entry.split, "base": section.base, "resize": section.resize}
-    about = {"model": model, **where}
+    about = {"model": model, "method": method, "interval": interval, "options": options or None, **where}
     protocols = [scorer.protocol for scorer in scorers]
     console.scores({**about, "scores": scores, "protocols": protocols}, as_json=json)
 
@@ -242,6 +259,8 @@ def data_render(
 def benchmark(
     *methods: str,
     backbone: str = "mit_b0",
+    interval: int | None = None,
+    options: str = "",
     size: str = "480x853",
     classes: int = 124,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
@@ -250,7 +269,7 @@ def benchmark(
     warmup: int = 20,
     threads: int | None = None,
     seed: int = 0,
-    against: Literal["transformers"] | None = None,
+    against: Literal["transformers", "clip"] | None = None,
     json: bool = False,
 ) -> None:
     """Measure parameters, multiply-adds, latency, throughput and memory, with random weights.
@@ -261,6 +280,8 @@ def benchmark(
     Args:
         methods: methods by name; all of them if none is given.
         backbone: backbone by name.
+        interval: frames from one key frame to the next, for methods that have key frames.
+        options: other changes of the methods' options, such as "msda=off".
         size: height x width of a frame.
         classes: number of classes.
         precision: arithmetic of the forward pass.
@@ -269,7 +290,8 @@ def benchmark(
         warmup: frames before the first timed one.
         threads: CPU threads.
         seed: of the random weights.
-        against: also time this package's SegFormer with the same backbone, frame by frame in turn.
+        against: also time, frame by frame in turn, the SegFormer of the transformers package with the same backbone, or
+            the method itself with nothing remembered, which runs its whole clip for every frame.
         json: print one JSON document.
     """
     from steadyseg import benchmark as bench
@@ -288,6 +310,8 @@ def benchmark(
         warmup=warmup,
         threads=threads,
         seed=seed,
+        against=against or "transformers",
+        options=_options(interval, options),
     )
     report: dict[str, Any] = bench.machine(setting)
     with console.err.status("measuring"):
@@ -297,7 +321,7 @@ def benchmark(
 
 
 def list_names() -> None:
-    """List methods, backbones, configs and shipped weights."""
+    """List methods, backbones, weights, and configs: what was published, and what we count for the same row."""
     from steadyseg import backbones, config, data, models
     from steadyseg.engine import checkpoint
 
@@ -311,11 +335,12 @@ def list_names() -> None:
         "methods": models.names(),
         "backbones": backbones.names(),
         "data": data.names(),
-        "configs": config.names(),
         "weights": shipped,
     }.items():
         table.add_row(kind, "\n".join(names))
     console.out.print(table)
+    console.line("")
+    console.configs([(name, config.load(name)) for name in config.names()], config.costs())
 
 
 # ---- what several commands need ----------------------------------------------------------------------------------
@@ -333,6 +358,30 @@ def _device(name: str) -> str:
     if name == "cuda" and not available:
         raise UsageError("--device is cuda; torch finds none here: take --device cpu")
     return ("cuda" if available else "cpu") if name == "auto" else name
+
+
+def _options(interval: int | None, options: str) -> dict[str, Any]:
+    """Return the changes of a method's options that a call asks for."""
+    from steadyseg.config import parse_options
+
+    given = parse_options(options)
+    return given if interval is None else {"interval": interval, **given}
+
+
+def _load(model: str, device: str, method: str | None, interval: int | None, options: str) -> VideoSegmenter:
+    from steadyseg.engine.checkpoint import load_model
+
+    return load_model(model, _device(device), method=method, options=_options(interval, options))
+
+
+def _weights(method: str | None) -> str:
+    """Return the shipped weights for a method: its own, or those of a SegFormer, which some methods can run."""
+    from steadyseg.engine.checkpoint import names
+
+    if method is None:
+        return DEFAULT_MODEL
+    own = f"{method}_mit_b0_camvid"
+    return own if own in names() else "segformer_mit_b0_camvid"
 
 
 def _size(text: str, option: str) -> tuple[int, int]:

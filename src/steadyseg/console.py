@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,6 +75,35 @@ def scores(report: dict[str, Any], *, as_json: bool) -> None:
         line(protocol)
 
 
+def configs(experiments: Sequence[tuple[str, Any]], costs: Mapping[str, Any]) -> None:
+    """Show every config with the numbers that its paper prints, and the parameters and multiply-adds counted here.
+
+    Args:
+        experiments: names and what they hold.
+        costs: what was counted, by name.
+    """
+    rows = table("config", "published, %", "M par.", "published", "G mult-adds", "published", "of")
+    rows.columns[0].no_wrap = True
+    for name, experiment in experiments:
+        printed, ours = experiment.published, costs.get(name, {})
+        rows.add_row(
+            name,
+            " ".join(f"{key} {value:g}" for key, value in printed.items() if key not in _COSTS),
+            f"{ours['parameters'] / 1e6:.1f}" if ours else "",
+            f"{printed['params_m']:g}" if "params_m" in printed else "",
+            f"{ours['multiply_adds'] / 1e9:.1f}" if ours else "",
+            f"{printed['gflops']:g}" if "gflops" in printed else "",
+            _OF[ours["of"]] if ours else "",
+        )
+    out.print(rows)
+    line("Multiply-adds: at the test size, as papers count them (benchmarks/README.md). The config names its table.")
+
+
+_AGAINST = {"transformers": "transformers' SegFormer", "clip": "whole clips"}
+_COSTS = ("params_m", "gflops", "fps")
+_OF = {"stream": "a frame", "segment": "a frame", "clip": "a clip"}
+
+
 def benchmark(report: dict[str, Any], *, as_json: bool) -> None:
     """Show what the command benchmark measured, as tables or as JSON."""
     if as_json:
@@ -103,6 +132,6 @@ def benchmark(report: dict[str, Any], *, as_json: bool) -> None:
         same = f"; {pair['differing']} of {pair['pixels']} labels differ" if "pixels" in pair else ""
         same += f", where scores differ by {pair['gap']:.0e} of the largest" if pair.get("gap") else ""
         line(
-            f"{pair['method']} {pair['backbone']}: {ours:.1f} ms; transformers' SegFormer: {theirs:.1f} ms; "
+            f"{pair['method']} {pair['backbone']}: {ours:.1f} ms; {_AGAINST[pair['against']]}: {theirs:.1f} ms; "
             f"{pair['speedup']:.2f} times as fast{same}"
         )
