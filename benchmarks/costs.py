@@ -46,7 +46,7 @@ def count(name: str) -> dict[str, float | str | list[int]]:
             model.to_empty(device="cpu")
             found = costs(model, [torch.empty_like(frame) for frame in frames])
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    of = "segment" if "segment" in found else "clip" if model.period == 1 else "stream"
+    of = "segment" if "segment" in found else "clip" if model.period == 1 < len(model.offsets) else "stream"
     return {"parameters": parameters, "multiply_adds": found[of]["published"].hooks, "of": of, "size": list(size)}
 
 
