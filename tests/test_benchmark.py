@@ -65,6 +65,11 @@ def test_options_reach_the_method() -> None:
         benchmark.measure("reuse", dataclasses.replace(setting, options={"intervall": 3}))
 
 
+def test_an_adaptive_schedule_has_no_cost_of_its_own() -> None:
+    with pytest.raises(ConfigError, match=r"adaptive\.threshold to 0"):
+        benchmark.measure("dcfm", dataclasses.replace(TINY, options={"adaptive": {"threshold": 0.4}}))
+
+
 @pytest.mark.parametrize("name", ["sdcpc", "msaf"])
 def test_a_stream_gives_the_labels_of_whole_clips(name: str) -> None:
     setting = dataclasses.replace(TINY, against="clip", frames=8)

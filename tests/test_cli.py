@@ -290,6 +290,9 @@ def test_benchmark_shows_and_prints_json(monkeypatch: pytest.MonkeyPatch, capsys
         (["data", "check", "camvid", "--root", "nowhere"], "not a folder"),
         (["data", "render", "x.mp4", "--length", "0"], "--length"),
         (["benchmark", "sdcpd"], "did you mean 'sdcpc'"),
+        (["benchmark", "sdcpc", "--interval", "4"], "'sdcpc' has no option 'interval'"),
+        (["predict", "x.mp4", "-o", "y.mp4", "--interval", "4", "--options", "interval=2"], "leave one out"),
+        (["predict", "x.mp4", "-o", "y.mp4", "--options", "junk"], "expected key=value"),
         (["benchmark", "segformer", "--size", "480"], "expected height x width"),
     ],
 )

@@ -250,3 +250,25 @@ def test_a_field_without_default_is_asked_for():
 def test_options_of_a_method_survive_plain_values():
     options = config.load("smoke_streets", ["model.ssea.la=false"]).model
     assert config.options_from_dict("sdcpc", config.options_to_dict(options)) == options
+
+
+def test_a_plain_on_or_off_and_infinity_mean_what_they_say() -> None:
+    raw = {"msda": False, "interp": False, "theta": "inf"}  # as YAML reads msda: off
+    options = config.options_from_dict("tfc", raw)
+    assert (options.msda, options.interp, options.theta) == ("off", "off", float("inf"))  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=r"model\.interp is 'on'; expected one of cosine"):
+        config.options_from_dict("tfc", {"interp": True})
+
+
+def test_options_of_a_call() -> None:
+    assert config.parse_options("interval=6 adaptive.threshold=0.4") == {
+        "interval": "6",
+        "adaptive": {"threshold": "0.4"},
+    }
+    with pytest.raises(ConfigError, match="options have 'junk'; expected key=value"):
+        config.parse_options("theta=1 junk")
+    assert config.has_options("reuse", {"interval": 2}) and not config.has_options("sdcpc", {"interval": 2})
+    with pytest.raises(ConfigError, match=r"method 'sdcpc' has no option 'interval', as it has no key frames; dcfm, "):
+        config.check_options("sdcpc", {"interval": 2})
+    with pytest.raises(ConfigError, match="did you mean 'theta'"):
+        config.check_options("tfc", {"thetta": 2})

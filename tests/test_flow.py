@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from steadyseg.flow import (
@@ -21,7 +22,9 @@ from steadyseg.flow import (
     SourceFlow,
     build_flow,
     consistent,
+    displacement,
     read_flo,
+    shared_flow,
     warp_etc,
     warp_nearest,
     warp_vspw,
@@ -192,8 +195,51 @@ def test_raft_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"could not fetch the weights \(no network\)"):
         build_flow("raft")
     monkeypatch.setitem(sys.modules, "torchvision.models.optical_flow", None)
-    with pytest.raises(ConfigError, match="flow 'raft' needs torchvision"):
-        build_flow("raft")
+    for ask in (build_flow, shared_flow):
+        with pytest.raises(ConfigError, match=r"flow 'raft' needs torchvision: install it, or choose flow 'dis'$"):
+            ask("raft")
+
+
+# ---- inside a model ------------------------------------------------------------------------------------------------
+
+
+def test_displacement_leads_to_the_key_frame() -> None:
+    """What moved 6 pixels to the right was 6 to the left in the key frame; the items of a batch are apart."""
+    rough = torch.rand(1, 3, 12, 20, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    scene = F.interpolate(rough, (96, 160), mode="bicubic").clamp(0, 1).mul(255).to(torch.uint8)
+    key, now = scene[..., 16:80, 32:128], scene[..., 16:80, 26:122]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        flow = displacement("dis", torch.cat((now, key)), torch.cat((key, key)))
+    assert flow.shape == (2, 2, 64, 96)
+    assert flow.dtype == torch.float32
+    assert not flow.requires_grad
+    torch.testing.assert_close(flow[0, :, 16:-16, 16:-16].mean((1, 2)), torch.tensor([-6.0, 0.0]), atol=0.3, rtol=0)
+    assert flow[1].abs().max() < 0.1
+
+
+def test_displacement_is_estimated_in_full_precision_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def find(first: Frame, second: Frame) -> Tensor:
+        seen.extend((torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()))
+        return torch.full((2, 4, 6), float(first.image[0, 0, 0]) - float(second.image[0, 0, 0]))
+
+    monkeypatch.setattr("steadyseg.flow.shared_flow", lambda name: find)
+    now, key = (torch.full((2, 3, 4, 6), value, dtype=torch.uint8) for value in (7, 3))
+    key[1] += 1
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        flow = displacement("dis", now, key)
+    assert flow[:, 0, 0, 0].tolist() == [4.0, 3.0]
+    assert seen == [False] * 4
+
+
+def test_displacement_needs_two_frames_of_one_shape() -> None:
+    one = torch.zeros(2, 3, 48, 64, dtype=torch.uint8)
+    for other in (one[:1], one[..., 1:], one.float()):
+        with pytest.raises(ShapeError, match="key frame"):
+            displacement("dis", one, other)
+    with pytest.raises(ShapeError, match="frame is torch"):
+        displacement("dis", one.float(), one)
 
 
 # ---- warps ---------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from steadyseg.backbones.mit import VARIANTS
 from steadyseg.config import options_from_dict
-from steadyseg.costs import costs, pingpong
+from steadyseg.costs import check_periodic, costs, pingpong
 from steadyseg.data.streets import StreetsSource
 from steadyseg.engine.checkpoint import load_model
 from steadyseg.engine.stream import Stream, to_labels
@@ -209,6 +209,7 @@ def _build(name: str, setting: Setting, frame: Tensor) -> VideoSegmenter:
     kind = method(name)
     options = options_from_dict(name, {"backbone": setting.backbone, **setting.options})
     model = kind(options, setting.classes).to(setting.device).eval()
+    check_periodic(model)
     with torch.no_grad():
         logits, _ = model.step(frame[None])
         for layer in model.modules():

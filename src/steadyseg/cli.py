@@ -74,7 +74,7 @@ def predict(
         raise UsageError("predict: no video given; expected steadyseg predict VIDEO -o OUT")
     if sheet and len(videos) > 1:
         raise UsageError("predict: --sheet shows one video; give one video, or leave it out")
-    from steadyseg.engine.predict import PredictConfig
+    from steadyseg.engine.predict import PredictConfig, looks_ahead
     from steadyseg.engine.predict import predict as segment
     from steadyseg.video import probe
 
@@ -89,9 +89,12 @@ def predict(
         on_error=on_error,
         overwrite=overwrite,
     )
+    changes = _options(interval, options)
     counts = [probe(video).frames for video in videos]
     targets = _targets(videos, Path(out), "" if format == "labels" else ".mp4")
-    network = _load(model or _weights(method), device, method, interval, options)
+    network = _load(model or _weights(method), device, method, changes)
+    if look_ahead and not looks_ahead(network):
+        console.error("warning: --look-ahead changes nothing: this method never reads later frames")
     for video, count, target in zip(videos, counts, targets, strict=True):
         known = [number for number in (count, max_frames) if number is not None]
         with console.progress(Path(video).name, min(known, default=None)) as advance:
@@ -129,6 +132,8 @@ def train(config: str, *overrides: str, out: str | None = None, resume: bool = F
     from steadyseg.engine.train import train as run_training
 
     experiment = load(config, overrides)
+    parts = [f"{entry.source} {entry.split}{' (stills)' if entry.still else ''}" for entry in experiment.data.train]
+    console.line(f"training {experiment.method} on {', '.join(parts)} for {experiment.train.iterations} steps")
     weights = run_training(experiment, Path(out or f"runs/{Path(config).stem}"), resume=resume)
     console.line(f"weights: {weights}")
 
@@ -199,9 +204,12 @@ def evaluate(
         scorers = scoring.standard(source, variants)
     else:
         scorers = [scoring.build(name, source, variants) for name in metrics.split(",")]
-    network = _load(model, device, method, interval, options)
-    with console.progress(f"{entry.source} {entry.split}", sum(map(source.length, source.names))) as advance:
-        scores = engine.evaluate(network, source, scorers, config=section, on_frame=advance)
+    changes = _options(interval, options)
+    frames = len(section.starts) * sum(map(source.length, source.names))
+    with console.progress(f"{entry.source} {entry.split}", frames) as advance:
+        for start in section.starts:
+            network = _load(model, device, method, {**changes, "start": start} if start else changes)
+            scores = engine.evaluate(network, source, scorers, config=section, on_frame=advance)
     where = {"data": entry.source, "split": entry.split, "base": section.base, "resize": section.resize}
     about = {"model": model, "method": method, "interval": interval, "options": options or None, **where}
     protocols = [scorer.protocol for scorer in scorers]
@@ -278,7 +286,7 @@ def benchmark(
     stream of one video. One multiply-add counts as one; hooks leaves out the matrix products inside attention.
 
     Args:
-        methods: methods by name; all of them if none is given.
+        methods: methods by name; if none is given, all that have the options.
         backbone: backbone by name.
         interval: frames from one key frame to the next, for methods that have key frames.
         options: other changes of the methods' options, such as "msda=off".
@@ -295,11 +303,14 @@ def benchmark(
         json: print one JSON document.
     """
     from steadyseg import benchmark as bench
-    from steadyseg.models import method, names
+    from steadyseg.config import check_options, has_options, options_from_dict
+    from steadyseg.models import names
 
-    chosen = methods or tuple(names())
-    for name in chosen:
-        method(name)  # an unknown one is found before the work
+    changes = _options(interval, options)
+    chosen = methods or tuple(name for name in names() if has_options(name, changes))
+    for name in chosen:  # what is wrong is found before the work
+        check_options(name, changes)
+        options_from_dict(name, {"backbone": backbone, **changes})
     setting = bench.Setting(
         backbone=backbone,
         size=_size(size, "--size"),
@@ -311,7 +322,7 @@ def benchmark(
         threads=threads,
         seed=seed,
         against=against or "transformers",
-        options=_options(interval, options),
+        options=changes,
     )
     report: dict[str, Any] = bench.machine(setting)
     with console.err.status("measuring"):
@@ -337,7 +348,7 @@ def list_names() -> None:
         "data": data.names(),
         "weights": shipped,
     }.items():
-        table.add_row(kind, "\n".join(names))
+        table.add_row(kind, ", ".join(names))
     console.out.print(table)
     console.line("")
     console.configs([(name, config.load(name)) for name in config.names()], config.costs())
@@ -365,13 +376,18 @@ def _options(interval: int | None, options: str) -> dict[str, Any]:
     from steadyseg.config import parse_options
 
     given = parse_options(options)
-    return given if interval is None else {"interval": interval, **given}
+    if interval is None:
+        return given
+    for other in ("interval", "adaptive"):
+        if other in given:
+            raise UsageError(f"--interval and '{other}' in --options both set the key frames: leave one out")
+    return {"interval": interval, **given}
 
 
-def _load(model: str, device: str, method: str | None, interval: int | None, options: str) -> VideoSegmenter:
+def _load(model: str, device: str, method: str | None, options: dict[str, Any]) -> VideoSegmenter:
     from steadyseg.engine.checkpoint import load_model
 
-    return load_model(model, _device(device), method=method, options=_options(interval, options))
+    return load_model(model, _device(device), method=method, options=options)
 
 
 def _weights(method: str | None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -111,6 +112,13 @@ class EvalConfig:
     """Height and width, in pixels, that frames are scaled to fit, long side to long side; None: their own."""
     resize: Literal["exact", "align32"] = "exact"
     """Then leave the frame as it is, or stretch both sides up to multiples of 32."""
+    starts: tuple[int, ...] = (0,)
+    """First key frames: the split is run once for each, all into the same scores. DCFM's authors take 0 and 1 where one
+    frame of a video is labelled, so that it counts once as a key frame and once between two."""
+
+    def __post_init__(self) -> None:
+        if not self.starts or min(self.starts) < 0:
+            raise ConfigError(f"eval.starts is {self.starts}; expected at least one number, none negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +203,27 @@ def options_from_dict(method: str, raw: Mapping[str, Any]) -> ModelConfig:
     return options
 
 
+def has_options(method: str, raw: Mapping[str, Any]) -> bool:
+    """Whether a method has all these options, whatever their values."""
+    return set(raw) <= {field.name for field in dataclasses.fields(models.method(method).Config)}
+
+
+def check_options(method: str, raw: Mapping[str, Any]) -> None:
+    """Refuse options that a method does not have.
+
+    Raises:
+        ConfigError: naming the method and the option, with the nearest known one.
+    """
+    known = [field.name for field in dataclasses.fields(models.method(method).Config)]
+    for key in raw:
+        if key not in known:
+            cure = _suggest(str(key), known)
+            if key == "interval":
+                able = [name for name in models.names() if has_options(name, raw)]
+                cure = f", as it has no key frames; {', '.join(able)} have it"
+            raise ConfigError(f"method '{method}' has no option '{key}'{cure}")
+
+
 def parse_options(text: str) -> dict[str, Any]:
     """Read changes of a method's options, such as "interval=6 adaptive.threshold=0.4", as nested plain values.
 
@@ -203,6 +232,8 @@ def parse_options(text: str) -> dict[str, Any]:
     """
     raw: dict[str, Any] = {}
     for word in text.split():
+        if not re.fullmatch(r"[\w.]+=.+", word):
+            raise ConfigError(f"options have '{word}'; expected key=value, such as theta=0.7")
         _assign(raw, word)
     return raw
 
@@ -287,6 +318,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     options, arguments = typing.get_origin(hint), typing.get_args(hint)
     if options is Literal and isinstance(value, bool):  # YAML reads a plain on or off so
         value = "on" if value else "off"
+    if hint is float and value in ("inf", "-inf"):  # YAML writes .inf
+        value = float(value)
     optional = options in (typing.Union, types.UnionType) and type(None) in arguments
     if value is None:
         if optional:

@@ -82,8 +82,7 @@ def configs(experiments: Sequence[tuple[str, Any]], costs: Mapping[str, Any]) ->
         experiments: names and what they hold.
         costs: what was counted, by name.
     """
-    rows = table("config", "published, %", "M par.", "published", "G mult-adds", "published", "of")
-    rows.columns[0].no_wrap = True
+    rows = table("config", "published, %", "M par.", "printed", "G mult-adds", "printed", "for")
     for name, experiment in experiments:
         printed, ours = experiment.published, costs.get(name, {})
         rows.add_row(
@@ -95,13 +94,15 @@ def configs(experiments: Sequence[tuple[str, Any]], costs: Mapping[str, Any]) ->
             f"{printed['gflops']:g}" if "gflops" in printed else "",
             _OF[ours["of"]] if ours else "",
         )
-    out.print(rows)
+    for column in rows.columns:
+        column.no_wrap = True
+    out.print(rows, width=max(out.width, 140), crop=False)  # a terminal breaks long lines better than a table its cells
     line("Multiply-adds: at the test size, as papers count them (benchmarks/README.md). The config names its table.")
 
 
 _AGAINST = {"transformers": "transformers' SegFormer", "clip": "whole clips"}
 _COSTS = ("params_m", "gflops", "fps")
-_OF = {"stream": "a frame", "segment": "a frame", "clip": "a clip"}
+_OF = {"stream": "one frame", "segment": "one frame", "clip": "one clip"}
 
 
 def benchmark(report: dict[str, Any], *, as_json: bool) -> None:

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from steadyseg.layers import plain_forms
 from steadyseg.models.base import VideoSegmenter
+from steadyseg.types import ConfigError
 
 
 class Cost(NamedTuple):
@@ -64,7 +65,11 @@ def costs(model: VideoSegmenter, frames: Sequence[Tensor]) -> dict[str, dict[str
     Returns:
         "stream", a settled stream of `step`; "clip", one whole clip with nothing remembered; and for a method that can
         look ahead "segment", a settled video; each as `count` returns it.
+
+    Raises:
+        ConfigError: if the video decides which frames are key frames.
     """
+    check_periodic(model)
     period, length = model.period, len(model.offsets)
     before = -(-(1 - model.offsets[0]) // period) * period  # whole periods, so that the next frame begins one
     state: Any = None
@@ -84,6 +89,18 @@ def costs(model: VideoSegmenter, frames: Sequence[Tensor]) -> dict[str, dict[str
         long = count(lambda: list(model.segment(pingpong(frames, 3 * period + 1))))
         found["segment"] = _per_frame({form: _subtract(long[form], short[form]) for form in long}, period)
     return found
+
+
+def check_periodic(model: VideoSegmenter) -> None:
+    """Refuse a model whose cost depends on the video.
+
+    Raises:
+        ConfigError: saying what to leave out.
+    """
+    if not model.is_periodic:
+        raise ConfigError(
+            "the cost of an adaptive schedule depends on the video; set adaptive.threshold to 0 to count or time it"
+        )
 
 
 def _per_frame(counts: dict[str, Cost], frames: int) -> dict[str, Cost]:

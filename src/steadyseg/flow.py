@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from steadyseg.types import ConfigError, DataError, Frame, ShapeError
+from steadyseg.types import ConfigError, DataError, Frame, ShapeError, check_shape
 
 NAMES = ("dis", "files", "source", "raft")
 UNKNOWN = 255
@@ -96,6 +96,31 @@ def shared_flow(name: str) -> FlowEstimator:
         ConfigError: as `build_flow`.
     """
     return _raft() if name == "raft" else build_flow(name)
+
+
+@torch.no_grad()
+def displacement(name: str, frame: Tensor, key: Tensor) -> Tensor:
+    """Estimate where every point of a frame was in the key frame, inside a model.
+
+    Args:
+        name: "dis" or "raft", see `shared_flow`.
+        frame: uint8 [B, 3, H, W].
+        key: uint8 [B, 3, H, W], the key frame of each.
+
+    Returns:
+        float32 [B, 2, H, W], displacement (dx, dy) in pixels, on the device of the frame; in full precision also
+        within autocast, and without gradients.
+
+    Raises:
+        ShapeError: if the two differ in shape, or are not uint8 batches of RGB images.
+        ConfigError: as `shared_flow`.
+    """
+    check_shape("frame", frame, ("B", 3, "H", "W"), torch.uint8)
+    check_shape("key frame", key, tuple(frame.shape), torch.uint8)
+    find = shared_flow(name)
+    with torch.autocast(frame.device.type, enabled=False):
+        flows = [find(Frame(now, 1, 0.0), Frame(before, 0, 0.0)) for now, before in zip(frame, key, strict=True)]
+    return torch.stack(flows).to(frame.device)  # [B, 2, H, W]
 
 
 @cache
@@ -204,7 +229,7 @@ class RAFTFlow:
         try:
             from torchvision.models.optical_flow import Raft_Large_Weights, raft_large
         except ImportError:
-            raise ConfigError("flow 'raft' needs torchvision: install it, or choose flow 'dis' or 'files'") from None
+            raise ConfigError("flow 'raft' needs torchvision: install it, or choose flow 'dis'") from None
         try:
             self._model = raft_large(weights=Raft_Large_Weights.C_T_V2, progress=False).eval()
         except OSError as error:

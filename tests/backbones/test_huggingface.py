@@ -16,6 +16,7 @@ import yaml
 from torch import Tensor
 
 from steadyseg.backbones import Backbone, build_backbone
+from steadyseg.backbones.huggingface import deciding
 from steadyseg.config import options_from_dict, options_to_dict
 from steadyseg.models import method
 from steadyseg.models.base import VideoSegmenter
@@ -144,6 +145,21 @@ def test_architecture_builds_the_same_network_again(kind: str) -> None:
     for x, expected in zip(again(image).values(), backbone(image).values(), strict=True):
         assert x.dtype == torch.float32
         assert torch.equal(x, expected)
+
+
+def test_what_decides_the_values_of_the_maps() -> None:
+    """Defaults are filled in; what only changes training, heads or the choice of outputs is left out."""
+    plain = deciding({"model_type": "swin", "depths": (1, 1, 2, 1), "num_heads": [1, 1, 2, 2], "path_norm": True})
+    sizes = {"depths": [1, 1, 2, 1], "num_heads": [1, 1, 2, 2], "window_size": 7, "hidden_act": "gelu", "embed_dim": 96}
+    assert sizes.items() <= plain.items()
+    free = {"image_size", "drop_path_rate", "hidden_dropout_prob", "initializer_range", "encoder_stride", "path_norm"}
+    assert not (free | {"out_indices", "out_features", "stage_names", "id2label", "transformers_version"}) & set(plain)
+    for kind in MODELS:
+        assert deciding(architecture(kind, image_size=112, drop_path_rate=0.3)) == deciding(architecture(kind))
+        assert deciding(architecture(kind, hidden_act="silu")) != deciding(architecture(kind))
+        assert {"num_hidden_layers", "depths"} & set(deciding(architecture(kind)))
+    assert {"rope_theta", "num_register_tokens"} <= set(deciding(architecture("dinov3_vit")))
+    assert {"downsample_in_bottleneck", "layer_type"} <= set(deciding(architecture("resnet")))
 
 
 def test_a_config_cannot_bring_code() -> None:

@@ -1,12 +1,21 @@
+import gc
 from collections.abc import Iterator, Sequence
 
+import av
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from steadyseg.data import SourceConfig, clips
 from steadyseg.data.augment import AugmentConfig, build_augment
-from steadyseg.data.clips import ClipDataset, DataConfig, MixedClips, median_frequency_weights, training_clips
+from steadyseg.data.clips import (
+    ClipDataset,
+    DataConfig,
+    MixedClips,
+    median_frequency_weights,
+    start_worker,
+    training_clips,
+)
 from steadyseg.data.sampling import Sampler, at_offsets, still
 from steadyseg.data.source import VideoSource
 from steadyseg.types import IGNORE, Clip, ConfigError, DataError, Frame
@@ -106,12 +115,35 @@ def test_workers_change_nothing(workers: int) -> None:
     def batches(count: int) -> list[Clip]:
         parts = [ClipDataset(TinySource(), at_offsets((-2, 0)), RECIPE, seed=s, cache_mb=1) for s in (1, 2)]
         dataset = MixedClips(parts, (0.7, 0.3))
-        loader = DataLoader(dataset, batch_size=3, sampler=range(4, 22), num_workers=count, collate_fn=Clip.stack)
-        return list(loader)
+        options = {"num_workers": count, "collate_fn": Clip.stack, "worker_init_fn": lambda number: start_worker()}
+        return list(DataLoader(dataset, batch_size=3, sampler=range(4, 22), **options))
 
     alone, shared = batches(0), batches(workers)
     assert len(alone) == 6 and alone[0].frames.shape == (3, 2, 3, 16, 16)
     assert all(equal(a, b) for a, b in zip(alone, shared, strict=True))
+
+
+class Collects(TinySource):
+    def read(self, name: str, frames: Sequence[int] | None = None) -> Iterator[Frame]:
+        gc.collect()
+        yield from super().read(name, frames)
+
+
+def test_workers_leave_video_frames_of_the_process_before_alone() -> None:
+    """A forked process that frees such a frame waits for threads which it does not have."""
+    frame = av.VideoFrame(640, 480, "yuv420p")
+    frame.reformat(format="rgb24")
+    gc.disable()
+    try:
+        cycle: list[object] = [frame]
+        cycle.append(cycle)
+        del cycle, frame
+        parts = [ClipDataset(Collects(), at_offsets((-2, 0)), RECIPE, seed=1, cache_mb=1)]
+        options = {"num_workers": 1, "timeout": 30, "worker_init_fn": lambda number: start_worker()}
+        loader = DataLoader(MixedClips(parts, (1.0,)), sampler=range(2), collate_fn=Clip.stack, **options)
+        assert len(list(loader)) == 2
+    finally:
+        gc.enable()
 
 
 def test_cache_changes_nothing_but_the_number_of_reads() -> None:
@@ -214,6 +246,21 @@ def test_clips_labelled_throughout_need_such_videos_or_stills(monkeypatch: pytes
     training_clips(DataConfig(train=(frozen,), augment=augment), (-1, 0), seed=0, dense=True)
     every["a"] = 1
     training_clips(DataConfig(train=(moving,), augment=augment), (-1, 0), seed=0, dense=True)
+
+
+def test_frames_far_apart_in_time_are_no_clips(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(TinySource, "rate", 1.0)
+    monkeypatch.setattr(clips, "open_source", lambda entry: TinySource(entry.size, 1))
+    config = DataConfig(train=(SourceConfig(source="streets", size=(24, 32)),), augment=AugmentConfig(crop=(16, 20)))
+    with pytest.raises(DataError, match=r"1 s apart.*still: true"):
+        training_clips(config, (-1, 0), seed=0, dense=True)
+    assert not caplog.messages
+    training_clips(config, (0,), seed=0)
+    assert not caplog.messages, "a single frame needs no neighbour"
+    training_clips(config, (-1, 0), seed=0)
+    assert "1 s apart" in caplog.messages[0]
 
 
 @pytest.mark.usefixtures("tiny")

@@ -281,7 +281,7 @@ def test_class_names_must_be_as_many_as_the_classes(huggingface, tmp_path):
         ("{", "has no readable config.json"),
         ('{"model_type": "vit"}', "holds a model of type vit; expected segformer"),
         ("[]", "holds a model of type None; expected segformer"),
-        ('{"model_type": "segformer", "num_attention_heads": [1, 1, 1, 1]}', r"has \[1, 1, 1, 1\] heads; expected"),
+        ('{"model_type": "segformer", "num_attention_heads": [1, 1, 1, 1]}', r"heads is \[1, 1, 1, 1\]; expected"),
     ],
 )
 def test_transformers_folders_that_do_not_fit(huggingface, tmp_path, config, text):
@@ -365,7 +365,7 @@ def test_options_change_the_file_s_own(tmp_path):
     assert model.config.drop_path == 0
     assert load_model(path, options={}).config == load_model(path).config
     for options, text in (
-        ({"dsa": {}}, "unknown key 'dsa' in model; did you mean 'dssa'?"),
+        ({"dsa": {}}, "method 'sdcpc' has no option 'dsa'; did you mean 'dssa'?"),
         ({"dssa": {"points": "many"}}, "model.dssa.points is 'many'; expected int"),
         ({"dssa": {"points": 5}}, "model.dssa.points is 5; expected 4, 9 or 16"),
     ):

@@ -61,6 +61,13 @@ def change(folder: Path, **changes: Any) -> None:
     save_file({key: value for key, value in state.items() if value is not None}, folder / "model.safetensors")
 
 
+def configure(folder: Path, **changes: Any) -> None:
+    """Change entries of a published config.json; None takes one out."""
+    config = json.loads((folder / "config.json").read_text()) | changes
+    config = {key: value for key, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 @pytest.fixture(scope="module")
 def swin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hub") / "swin"
@@ -145,16 +152,92 @@ def test_every_key_of_the_backbone_is_asked_for(mine: Path) -> None:
     ("changes", "text"),
     [
         ({"model_type": "vit"}, "holds a model of type vit; expected swin"),
-        ({"num_heads": [2, 2, 2, 2]}, r"num_heads is \[2, 2, 2, 2\]; this model's backbone has \[1, 1, 2, 2\]"),
-        ({"layer_norm_eps": 1e-3}, "layer_norm_eps is 0.001; this model's backbone has 1e-05"),
+        ({"num_heads": [2, 2, 2, 2]}, r"num_heads is \[2, 2, 2, 2\]; expected \[1, 1, 2, 2\]: its weights are for"),
+        ({"layer_norm_eps": 1e-3}, "layer_norm_eps is 0.001; expected 1e-05"),
+        ({"hidden_act": "relu"}, "hidden_act is relu; expected gelu"),
+        ({"depths": "deep"}, "'config.json' is not a swin that this version of transformers knows: "),
     ],
 )
 def test_another_network_of_the_same_shapes_is_refused(mine: Path, changes: dict[str, Any], text: str) -> None:
     model = build(mine)
-    config = json.loads((mine / "config.json").read_text())
-    (mine / "config.json").write_text(json.dumps(config | changes))
+    configure(mine, **changes)
     with pytest.raises(CheckpointError, match=text):
         load_backbone(model, mine)
+
+
+def test_a_config_may_leave_defaults_out_but_not_differ_by_them(mine: Path) -> None:
+    """What a config.json leaves out has transformers' default, which for num_heads is that of Swin-T."""
+    model = build(mine)
+    config = json.loads((mine / "config.json").read_text())
+    short = {key: value for key, value in config.items() if key not in ("hidden_act", "layer_norm_eps", "mlp_ratio")}
+    (mine / "config.json").write_text(json.dumps(short))
+    load_backbone(model, mine)
+    del short["num_heads"]
+    (mine / "config.json").write_text(json.dumps(short))
+    with pytest.raises(CheckpointError, match=r"num_heads is \[3, 6, 12, 24\]; expected \[1, 1, 2, 2\]"):
+        load_backbone(model, mine)
+
+
+def test_what_does_not_decide_the_maps_may_differ(mine: Path) -> None:
+    model = build(mine)
+    configure(mine, image_size=96, drop_path_rate=0.5, hidden_dropout_prob=0.2, out_indices=[4], path_norm=True)
+    configure(mine, initializer_range=0.5, encoder_stride=16, out_features=["stage4"], id2label={"0": "road"})
+    load_backbone(model, mine)
+    assert torch.equal(
+        model.backbone.model.swin.embeddings.norm.weight,
+        load_file(mine / "model.safetensors")["swin.embeddings.norm.weight"],
+    )
+
+
+DEEPER = [  # class and config of a deeper network, what the shallower one has instead
+    (
+        "SwinForImageClassification",
+        transformers.SwinConfig(**SWIN | {"depths": [1, 1, 3, 1]}),
+        {"depths": [1, 1, 2, 1]},
+    ),
+    ("SwinModel", transformers.SwinConfig(**SWIN | {"depths": [1, 1, 3, 1]}), {"depths": [1, 1, 2, 1]}),
+    ("ConvNextModel", transformers.ConvNextConfig(**CONVNEXT), {"depths": [1, 1, 1, 1]}),
+    (
+        "Dinov2ForImageClassification",
+        transformers.Dinov2Config(**DINO | {"num_hidden_layers": 8}),
+        {"num_hidden_layers": 4},
+    ),
+    (
+        "DINOv3ViTModel",
+        transformers.DINOv3ViTConfig(
+            hidden_size=16, num_hidden_layers=6, num_attention_heads=2, intermediate_size=32, image_size=64
+        ),
+        {"num_hidden_layers": 4},
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "config", "less"), DEEPER)
+def test_a_deeper_network_is_not_cut_short(tmp_path: Path, name: str, config: Any, less: dict[str, Any]) -> None:
+    """With a config its sizes tell, in a plain file the keys that have no place."""
+    folder = publish(tmp_path / "hub", name, config)
+    architecture = json.loads((folder / "config.json").read_text())
+    for key in ("out_indices", "out_features", "stage_names"):
+        architecture.pop(key, None)
+    model = build(tmp_path / "gone", architecture=architecture | less)
+    ((key, value),) = less.items()
+    with pytest.raises(CheckpointError) as error:
+        load_backbone(model, folder)
+    assert f"{folder}: {key} is {getattr(config, key)}; expected {value}" in str(error.value)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    shutil.copy(folder / "model.safetensors", tmp_path / "plain.safetensors")
+    with pytest.raises(CheckpointError, match=r"plain\.safetensors: \d+ keys without a place in this \w+ \(.*\);"):
+        load_backbone(model, tmp_path / "plain.safetensors")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    load_backbone(build(tmp_path / "gone", architecture=architecture), tmp_path / "plain.safetensors")
+
+
+def test_fewer_layers_than_a_checkpoint_has_are_refused(swin: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "a.safetensors", build(swin))
+    with pytest.raises(
+        CheckpointError, match=r"keys without a place in this swin \(swin\.encoder\.layers\.2\.blocks\.1"
+    ):
+        load_model(tmp_path / "a.safetensors", options={"architecture": {"depths": [1, 1, 1, 1]}})
 
 
 def test_nothing_is_said_about_what_is_checked_here(mine: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -231,6 +314,55 @@ def test_a_checkpoint_with_key_names_of_an_older_transformers(swin: Path, tmp_pa
         load_model(tmp_path / "old.safetensors")
 
 
+# ---- SegFormers --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def segformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = transformers.SegformerConfig(decoder_hidden_size=16, num_labels=3)
+    return publish(tmp_path_factory.mktemp("hub") / "segformer", "SegformerForSemanticSegmentation", config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"num_attention_heads": [1, 1, 1, 1]}, r"num_attention_heads is \[1, 1, 1, 1\]; expected \[1, 2, 5, 8\]"),
+        ({"hidden_act": "relu"}, "hidden_act is relu; expected gelu"),
+        ({"strides": [4, 2, 2, 1]}, r"strides is \[4, 2, 2, 1\]; expected \[4, 2, 2, 2\]"),
+        ({"patch_sizes": [7, 3, 3, 5]}, r"patch_sizes is \[7, 3, 3, 5\]; expected \[7, 3, 3, 3\]"),
+        ({"sr_ratios": [8, 4, 2, 2]}, r"sr_ratios is \[8, 4, 2, 2\]; expected \[8, 4, 2, 1\]"),
+        ({"mlp_ratios": [4, 4, 4, 2]}, r"mlp_ratios is \[4, 4, 4, 2\]; expected \[4, 4, 4, 4\]"),
+    ],
+)
+def test_a_segformer_of_other_sizes_is_refused(
+    segformer: Path, tmp_path: Path, changes: dict[str, Any], text: str
+) -> None:
+    folder = Path(shutil.copytree(segformer, tmp_path / "other"))
+    configure(folder, **changes)
+    with pytest.raises(CheckpointError, match=text):
+        load_model(folder)
+    with pytest.raises(CheckpointError, match=text):
+        load_backbone(method("segformer")(method("segformer").Config(), 3), folder)
+
+
+def test_a_segformer_may_leave_its_sizes_out(segformer: Path, tmp_path: Path) -> None:
+    """What is expected where a config.json says nothing is what transformers takes."""
+    folder = Path(shutil.copytree(segformer, tmp_path / "other"))
+    (folder / "config.json").write_text('{"model_type": "segformer"}')
+    assert torch.equal(load_model(folder).step(IMAGE)[0], load_model(segformer).step(IMAGE)[0])
+    known = json.loads((segformer / "config.json").read_text())  # of SegformerConfig's defaults
+    for key in ("num_attention_heads", "hidden_act", "patch_sizes", "strides", "sr_ratios", "mlp_ratios"):
+        assert key in known, f"transformers has no {key} any more; nothing would check it"
+
+
+def test_the_layout_of_the_last_stage_matters_to_the_decoder_only(segformer: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(segformer, tmp_path / "other"))
+    configure(folder, reshape_last_stage=False)
+    with pytest.raises(CheckpointError, match="reshape_last_stage is False; expected True"):
+        load_model(folder)
+    load_backbone(method("segformer")(method("segformer").Config(), 3), folder)
+
+
 # ---- ResNets and HRNet -------------------------------------------------------------------------------------------
 
 
@@ -267,10 +399,18 @@ def test_resnet_of_transformers(tmp_path: Path) -> None:
     with torch.inference_mode():
         for x, expected in zip(backbone(image).values(), theirs(image).feature_maps, strict=True):
             assert (x - expected).norm() < 1e-5 * expected.norm()
-    plain = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(plain | {"downsample_in_bottleneck": True}))
-    with pytest.raises(CheckpointError, match="a ResNet with downsample_in_bottleneck; expected one without"):
-        load_backbone(SimpleNamespace(backbone=backbone), folder)
+    plain = (folder / "config.json").read_text()
+    for changes, text in (
+        ({"downsample_in_bottleneck": True}, "downsample_in_bottleneck is True; expected False"),
+        ({"downsample_in_first_stage": True}, "downsample_in_first_stage is True; expected False"),
+        ({"hidden_act": "gelu"}, "hidden_act is gelu; expected relu"),
+    ):
+        configure(folder, **changes)
+        with pytest.raises(CheckpointError, match=text):
+            load_backbone(SimpleNamespace(backbone=backbone), folder)
+        (folder / "config.json").write_text(plain)
+    (folder / "config.json").write_text('{"model_type": "resnet"}')  # the rest is transformers' default
+    load_backbone(SimpleNamespace(backbone=backbone), folder)
 
 
 def test_another_stem_is_refused(tmp_path: Path) -> None:

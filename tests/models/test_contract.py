@@ -222,6 +222,47 @@ def test_checkpoint_round_trip(case: str) -> None:
 
 
 @own_backbone
+def test_another_size_or_batch_is_refused(case: str) -> None:
+    """Whether or not the next frame is a key frame; a method that remembers nothing takes any."""
+    model = build(case).eval()
+    others = [video(1, size=SIZE[::-1])[0], video(1, batch=2)[0], video(1, size=(SIZE[0] - 1, SIZE[1]))[0]]
+    with torch.inference_mode():
+        for count in sorted({1, max(model.period, 2)}):
+            state = None
+            for frame in video(count):
+                _, state = model.step(frame, state)
+            for other in others:
+                if not state:
+                    assert len(model.step(other, state)[0]) == len(other)
+                    continue
+                with pytest.raises(ShapeError, match="start again with state None"):
+                    model.step(other, state)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_labels_hold_255_classes(name: str) -> None:
+    cls = models.method(name)
+    with torch.device("meta"):
+        assert cls(cls.Config(), 255).num_classes == 255
+    with pytest.raises(ConfigError, match="the model has 256 classes; labels are uint8 and 255 means ignore, so at m"):
+        cls(cls.Config(), 256)
+
+
+@every_case
+def test_parameters_without_published_weights_learn_at_the_rate_of_the_head(case: str) -> None:
+    model = build(case)
+    rates = {id(p): group["lr"] for group in model.parameter_groups(1e-3) for p in group["params"]}
+    learning = {key: p for key, p in model.backbone.named_parameters() if p.requires_grad}
+    fresh = {key for key in learning if key.startswith(model.backbone.unpublished)}
+    assert bool(fresh) == case.endswith(("swin", "_ppm"))
+    if case.startswith("dcfm"):
+        fresh = set()  # its recipe takes the backbone as a whole
+    assert {key: rates[id(p)] for key, p in learning.items()} == {
+        key: pytest.approx(1e-2 if key in fresh else 1e-3) for key in learning
+    }
+
+
+@own_backbone
 def test_parameter_groups_hold_every_parameter_once(case: str) -> None:
     model = build(case)
     groups = model.parameter_groups(1e-3)

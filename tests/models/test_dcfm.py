@@ -595,7 +595,8 @@ def test_offsets_and_rates() -> None:
     slow = {id(p) for group in groups if "backbone" in group["name"] for p in group["params"]}
     assert fused < slow
     assert not any(name.startswith("common.fuse.linear_pred") for name, _ in model.named_parameters())
-    assert METHOD(DCFMConfig(backbone="resnet18"), CLASSES).encoder[1:] == ()
+    trunk = METHOD(DCFMConfig(backbone="resnet18_ppm"), CLASSES)
+    assert [*map(id, trunk.encoder)] == [*map(id, trunk.backbone.parameters())]
 
 
 # ---- modules --------------------------------------------------------------------------------------------------------

@@ -15,9 +15,8 @@ from steadyseg import flow as estimators
 from steadyseg import models
 from steadyseg.flow import DISFlow
 from steadyseg.layers import pointwise, warp
-from steadyseg.models import flow as module
-from steadyseg.models.flow import METHOD, FlowConfig, FlowState
-from steadyseg.types import Clip, ConfigError, Frame, ShapeError
+from steadyseg.models.flow import METHOD, FlowConfig
+from steadyseg.types import Clip, ConfigError, Frame
 
 SIZE = (64, 96)
 OPTIONS = {"backbone": "mit_b0", "norm_eps": "hf", "width": 32, "dropout": 0.0}
@@ -45,7 +44,7 @@ class Known:
 
 def know(monkeypatch: pytest.MonkeyPatch, dx: float, dy: float, width: int = SIZE[1]) -> Known:
     known = Known(dx, dy, width)
-    monkeypatch.setattr(module, "shared_flow", lambda name: known)
+    monkeypatch.setattr(estimators, "shared_flow", lambda name: known)
     return known
 
 
@@ -244,17 +243,6 @@ def test_a_caller_may_reuse_its_frame() -> None:
         assert torch.equal(logits, model.step(now, state)[0])
 
 
-def test_another_size_needs_a_new_state() -> None:
-    model = adopted()
-    with torch.inference_mode():
-        _, state = model.step(frames(1)[0])
-        for other in (frames(1, size=(64, 128))[0], frames(1, batch=2)[0], frames(1)[0].float()):
-            with pytest.raises(ShapeError, match="start again with state None"):
-                model.step(other, state)
-        due = FlowState(state.maps, state.image, 3)
-        assert model.step(frames(1, size=(64, 128))[0], due)[1].age == 0  # a key frame reads nothing old
-
-
 def test_a_model_can_be_copied() -> None:
     """OpenCV's objects cannot; the model holds none."""
     model = adopted()
@@ -268,8 +256,8 @@ def test_a_model_can_be_copied() -> None:
 
 def test_estimators(monkeypatch: pytest.MonkeyPatch) -> None:
     """RAFT is loaded once, when a model is built; what it lacks is said then. DIS is new every time."""
-    assert isinstance(module.shared_flow("dis"), DISFlow)
-    assert module.shared_flow("dis") is not module.shared_flow("dis")
+    assert isinstance(estimators.shared_flow("dis"), DISFlow)
+    assert estimators.shared_flow("dis") is not estimators.shared_flow("dis")
     asked: list[str] = []
     monkeypatch.setattr(estimators, "build_flow", lambda name: asked.append(name) or Known(0, 0))
     estimators._raft.cache_clear()

@@ -234,11 +234,12 @@ def test_state_holds_two_maps() -> None:
 
 
 def test_size_change_is_refused() -> None:
-    model = build().eval()
-    with torch.inference_mode():
-        _, state = model.step(frames(1)[0])
-        with pytest.raises(ShapeError, match="state None"):
-            model.step(frames(1)[0][..., :64], state)
+    for options in ({}, {"motion": "off"}):
+        model = build(**options).eval()
+        with torch.inference_mode():
+            _, state = model.step(frames(1)[0])
+            with pytest.raises(ShapeError, match="state None"):
+                model.step(frames(1)[0][..., :64], state)
 
 
 PARAMETERS = {  # beside the backbone, at the channels of a ResNet-50 and 19 classes

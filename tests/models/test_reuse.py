@@ -9,8 +9,8 @@ from torch import Tensor
 
 from steadyseg import models
 from steadyseg.losses import cross_entropy
-from steadyseg.models.reuse import METHOD, ReuseConfig, ReuseState
-from steadyseg.types import IGNORE, Clip, ConfigError, ShapeError
+from steadyseg.models.reuse import METHOD, ReuseConfig
+from steadyseg.types import IGNORE, Clip, ConfigError
 
 SIZE = (64, 96)
 OPTIONS = {"backbone": "mit_b0", "norm_eps": "hf", "width": 32, "dropout": 0.0}
@@ -150,17 +150,6 @@ def test_a_key_frame_needs_no_labels() -> None:
     missing = [name for name, value in model.named_parameters() if value.grad is None]
     assert not missing
     assert model.backbone.norm4.weight.grad.any()
-
-
-def test_another_size_needs_a_new_state() -> None:
-    model = adopted()
-    with torch.inference_mode():
-        _, state = model.step(frames(1)[0])
-        for other in (frames(1, size=(64, 128))[0], frames(1, batch=2)[0]):
-            with pytest.raises(ShapeError, match="start again with state None"):
-                model.step(other, state)
-        due = ReuseState(state.deep, 3)
-        assert model.step(frames(1, size=(64, 128))[0], due)[1].age == 0  # a key frame reads nothing old
 
 
 def test_options() -> None:

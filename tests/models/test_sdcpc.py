@@ -153,11 +153,12 @@ def test_state_does_not_grow() -> None:
 
 
 def test_size_change_is_refused() -> None:
-    model = build().eval()
-    with torch.inference_mode():
-        _, state = model.step(frames(1)[0])
-        with pytest.raises(ShapeError, match="state None"):
-            model.step(frames(1)[0][..., :64], state)
+    for options in ({}, {"dssa": DSSAConfig(stages=())}):
+        model = build(**options).eval()
+        with torch.inference_mode():
+            _, state = model.step(frames(1)[0])
+            with pytest.raises(ShapeError, match="state None"):
+                model.step(frames(1)[0][..., :64], state)
 
 
 def test_parameter_counts() -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from steadyseg import models
+from steadyseg.flow import displacement
 from steadyseg.layers import warp
 from steadyseg.models.tfc import METHOD, SparseAttention, TFCConfig, correlate, correlation_loss, to_direction
 from steadyseg.types import IGNORE, Clip, ConfigError, ShapeError
@@ -124,7 +125,7 @@ def test_graphs_stream_like_step(row: str) -> None:
                 key = images[number]
                 assert len(kept) == len(graphs["key"].outputs) - 1
             else:
-                flow = [model.motion(images[number], key)] if model.config.align == "flow" else []
+                flow = [displacement("dis", images[number], key)] if model.config.align == "flow" else []
                 (logits,) = graphs["between"].function(images[number], *kept, *flow)
             torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
     assert tuple(graphs["between"].inputs)[1:] == (*graphs["key"].outputs[1:], *["flow"] * len(flow))
@@ -488,17 +489,6 @@ def test_warp_by_hand() -> None:
     torch.testing.assert_close(warp(x, torch.zeros_like(flow)), x)
 
 
-def test_motion_leads_to_the_key_frame() -> None:
-    """What moved 6 pixels to the right was 6 to the left in the key frame; the items of a batch are apart."""
-    model = build(align="flow", **REUSE).eval()
-    scene = F.interpolate(torch.rand(1, 3, 12, 20), (96, 160), mode="bicubic").clamp(0, 1).mul(255).to(torch.uint8)
-    key, frame = scene[..., 16:80, 32:128], scene[..., 16:80, 26:122]
-    flow = model.motion(torch.cat((frame, key)), torch.cat((key, key)))
-    assert flow.shape == (2, 2, 64, 96)
-    torch.testing.assert_close(flow[0, :, 16:-16, 16:-16].mean((1, 2)), torch.tensor([-6.0, 0.0]), atol=0.3, rtol=0)
-    assert flow[1].abs().max() < 0.1
-
-
 def test_still_flow_is_reuse() -> None:
     model, plain = build(align="flow", **REUSE).eval(), build(**REUSE).eval()
     plain.load_state_dict(model.state_dict())
@@ -558,9 +548,10 @@ def test_another_size_is_refused(row: str) -> None:
     model = build(**ABLATION[row]).eval()
     with torch.inference_mode():
         _, state = model.step(frames(1)[0])
-        for other in (frames(1, size=(64, 48))[0], frames(1, batch=2)[0]):
-            with pytest.raises(ShapeError, match="start again with state None"):
-                model.step(other, state)
+        for due in (state, state._replace(age=model.config.interval - 1)):
+            for other in (frames(1, size=(64, 48))[0], frames(1, size=(47, 64))[0], frames(1, batch=2)[0]):
+                with pytest.raises(ShapeError, match="start again with state None"):
+                    model.step(other, due)
 
 
 @pytest.mark.parametrize(

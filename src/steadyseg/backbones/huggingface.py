@@ -12,7 +12,7 @@ the rest at the right and at the bottom where the model does not pad, as in tran
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -37,6 +37,17 @@ _IGNORED = (  # keys of a config.json that say nothing about the network, change
     *("output_attentions", "output_hidden_states", "return_dict", "use_cache", "return_class_token"),
     *("auto_map", "attn_implementation", "experts_implementation", "kernel_config", "fusion_config"),
 )
+_FREE = (  # keys of a config.json that two networks may differ in and still compute the same maps from the same weights
+    *("image_size", "pretrain_image_size"),  # where they matter, the shapes of the weights show them
+    *("out_features", "out_indices", "stage_names", "reshape_hidden_states", "apply_layernorm"),  # what is returned
+    *("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale", "use_mask_token", "mask_ratio"),  # training
+    *("encoder_stride", "vocab_size", "use_mean_pooling", "pool_scales", "head_config"),  # heads
+    *("semantic_loss_ignore_index", "normalize_pixel_loss"),
+)
+_FREE_PARTS = ("drop", "init", "auxiliary_", "decoder_", "layerscale_value")
+"""What the names of other such keys contain: rates of dropout, first values of weights, heads."""
+LISTED = 8
+"""Keys that an error names."""
 
 
 class HuggingFaceBackbone(Backbone):
@@ -135,6 +146,25 @@ def inner_config(config: dict[str, Any]) -> dict[str, Any]:
     return inner if isinstance(inner, dict) else config
 
 
+def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides the values that a network computes from its weights: sizes, heads, activation and the like.
+
+    Args:
+        config: the contents of a config.json; what it leaves out has transformers' default.
+
+    Returns:
+        Plain values. Image size, dropout, initialisation, heads, and which maps are returned, are not among them.
+
+    Raises:
+        ConfigError: if transformers cannot read it.
+    """
+    complete = _read_config(config, "config.json")
+    general = _transformers("config.json").PretrainedConfig().to_dict()
+    own = [key for key in type(complete)().to_dict() if key not in general and key not in _FREE]
+    plain = _plain(complete)
+    return {key: plain.get(key) for key in own if not any(part in key for part in _FREE_PARTS)}
+
+
 def from_published(backbone: HuggingFaceBackbone, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename published weights to the keys of `backbone`, with transformers' own rules for prefixes and old names.
 
@@ -146,7 +176,8 @@ def from_published(backbone: HuggingFaceBackbone, state: Mapping[str, Tensor]) -
         Those of its keys that `state` has. A tensor of the wrong shape comes without values, on the device meta.
 
     Raises:
-        CheckpointError: if transformers cannot convert them.
+        CheckpointError: if transformers cannot convert them; if they have tensors inside the network, such as more
+            layers, that `backbone` has no place for. Those of a head, and the token of masked images, are left out.
     """
     model = backbone.model
     try:
@@ -161,9 +192,26 @@ def from_published(backbone: HuggingFaceBackbone, state: Mapping[str, Tensor]) -
             )
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"not weights of a {model.config.model_type}: {_one_line(error)}") from error
+    if extra := _extra(model, report["unexpected_keys"]):
+        names = ", ".join(extra[:LISTED]) + (f" and {len(extra) - LISTED} more" if len(extra) > LISTED else "")
+        raise CheckpointError(
+            f"{len(extra)} keys without a place in this {model.config.model_type} ({names}); "
+            "expected the weights of a network of the same sizes"
+        )
     found = {key: value for key, value in loaded.state_dict().items() if key not in report["missing_keys"]}
     found |= {key: torch.empty(shape, device="meta") for key, shape, _ in report["mismatched_keys"]}
     return {f"model.{key}": value for key, value in found.items()}
+
+
+def _extra(model: Any, unexpected: Iterable[str]) -> list[str]:
+    """Return those `unexpected` keys that lie in one of the model's parts, such as its encoder, and not in a head."""
+    prefix = f"{model.base_model_prefix}."
+    parts = {key.removeprefix(prefix).partition(".")[0] for key in model.state_dict()}
+    return sorted(
+        key
+        for key in unexpected
+        if key.removeprefix(prefix).partition(".")[0] in parts and not key.endswith(".mask_token")
+    )
 
 
 # ---- the four stages ---------------------------------------------------------------------------------------------

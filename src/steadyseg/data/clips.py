@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from steadyseg.data import SourceConfig, open_source
 from steadyseg.data.augment import Augment, AugmentConfig, build_augment
@@ -17,8 +19,11 @@ from steadyseg.data.sampling import Sampler, at_offsets, still
 from steadyseg.data.source import VideoSource
 from steadyseg.types import IGNORE, Clip, ConfigError, DataError, Frame
 
+SLOWEST = 10.0
+"""Frames per second below which neighbours differ by more than motion."""
 BLOCK = 1000
 """Clips in which the shares of several sources are kept exactly, to a thousandth."""
+_LOG = logging.getLogger(__name__)
 _ORDER, _ITEM, _MIX, _PART = range(4)
 """What a draw is for; keeps the dice of one seed apart."""
 
@@ -58,8 +63,8 @@ def training_clips(config: DataConfig, offsets: Sequence[int], seed: int, *, den
     """
     parts = []
     for number, entry in enumerate(config.train):
-        if dense and not entry.still:
-            _check_dense(open_source(entry), entry.source)
+        if len(offsets) > 1 and not entry.still:
+            _check_motion(open_source(entry), entry.source, dense=dense)
         sample = still(len(offsets)) if entry.still else at_offsets(offsets, reverse=config.reverse)
         augment = build_augment(config.augment, still=entry.still, offsets=offsets)
         part = ClipDataset(
@@ -111,8 +116,6 @@ class ClipDataset(Dataset[Clip]):
 
     def __getitem__(self, i: int) -> Clip:
         """Return clip `i` of the endless stream, unbatched."""
-        if get_worker_info() is not None:
-            cv2.setNumThreads(0)  # the workers are the threads
         name, target = self.target(i)
         dice = torch.Generator().manual_seed(_seed(self.seed, _ITEM, i))
         numbers = self.sample(target, self.source.length(name), dice)
@@ -223,13 +226,30 @@ def median_frequency_weights(sources: Sequence[VideoSource], *, limit: int = 512
     return weights
 
 
-def _check_dense(source: VideoSource, name: str) -> None:
-    for video in source.names:
+def start_worker() -> None:
+    """Prepare a process that makes clips; to be called once, at its start.
+
+    The garbage collector is told to leave alone what the process inherited: a video frame in it would wait for
+    FFmpeg's threads, which a forked process does not have.
+    """
+    gc.freeze()
+    cv2.setNumThreads(0)  # the workers are the threads
+
+
+def _check_motion(source: VideoSource, name: str, *, dense: bool) -> None:
+    """Refuse, or at least name, clips whose frames are too far apart in time, or not labelled where they must be."""
+    cure = "set still: true, which makes clips of single labelled frames by a random camera path"
+    if source.rate < SLOWEST:
+        found = f"{name}: the frames are {1 / source.rate:.2g} s apart"
+        if dense:
+            raise DataError(f"{found}; this method learns from neighbours in a video: {cure}")
+        _LOG.warning("%s, so the frames of a clip hardly show motion; %s", found, cure)
+    for video in source.names if dense else ():
         labelled, length = len(source.labelled(video)), source.length(video)
         if labelled < length:
             raise DataError(
                 f"{name}: {labelled} of the {length} frames of '{video}' are labelled; this method learns from clips "
-                "with labels on every frame: set still: true, which makes such clips of single labelled frames"
+                f"with labels on every frame: {cure}"
             )
 
 

@@ -21,7 +21,7 @@ import steadyseg
 from steadyseg import models
 from steadyseg.backbones import Backbone
 from steadyseg.backbones.huggingface import HuggingFaceBackbone, from_published
-from steadyseg.config import options_from_dict, options_to_dict
+from steadyseg.config import check_options, options_from_dict, options_to_dict
 from steadyseg.data.source import VideoSource
 from steadyseg.engine.published import (
     Weights,
@@ -112,11 +112,16 @@ def load_model(
     weights = _read_own(place) if place.suffix == ".safetensors" else read_model(place)
     if method is not None and method != weights.method:
         weights = _adopt(weights, method, place)
+    check_options(weights.method, options or {})
     config = options_from_dict(weights.method, _merge(weights.options, options or {}))
     model = models.method(weights.method)(config, len(weights.classes))
     version = (weights.options.get("architecture") or {}).get("transformers_version")
     where = f"{place} (written with transformers {version})" if version else str(place)
-    _fill(model, _renewed(model.backbone, weights.state), where)
+    if options:
+        where += f", with {', '.join(f'{key}={value}' for key, value in options.items())}"
+    with in_file(place):
+        state = _renewed(model.backbone, weights.state)
+    _fill(model, state, where)
     model.classes, model.palette = weights.classes, weights.palette or model.palette  # type: ignore[assignment]
     return model.to(device).eval()
 

@@ -116,6 +116,11 @@ def predict(
     return count
 
 
+def looks_ahead(model: VideoSegmenter) -> bool:
+    """Whether a method reads later frames where it may, in a whole video."""
+    return type(model).segment is not VideoSegmenter.segment
+
+
 def _follow(model: VideoSegmenter, frames: Iterable[Frame], config: PredictConfig) -> Iterator[tuple[Frame, Tensor]]:
     stream = Stream(model, reset_on_cut=config.reset_on_cut)
     for frame in frames:

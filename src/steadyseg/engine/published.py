@@ -24,11 +24,20 @@ from steadyseg.backbones.huggingface import HuggingFaceBackbone
 from steadyseg.backbones.mit import MiT
 from steadyseg.backbones.resnet import ResNet
 from steadyseg.models import pspnet, segformer
-from steadyseg.types import CheckpointError
+from steadyseg.types import CheckpointError, ConfigError
 
 _ENCODER = "segformer.encoder."
-_UNSEEN = ("num_attention_heads", "num_heads", "hidden_act", "layer_norm_eps")
-"""Keys of a config.json that change what a network computes, and that the shapes of its weights do not show."""
+_MIT = {
+    "num_attention_heads": list(mit.HEADS),
+    "hidden_act": "gelu",
+    "patch_sizes": [7, 3, 3, 3],
+    "strides": [4, 2, 2, 2],
+    "sr_ratios": list(mit.REDUCTIONS),
+    "mlp_ratios": [mit.MLP_RATIO] * 4,
+}
+"""What the config.json of a SegFormer may only say; these are transformers' defaults too."""
+_RESNET = {"hidden_act": "relu", "downsample_in_first_stage": False, "downsample_in_bottleneck": False}
+"""The same of a ResNet."""
 
 
 class Weights(NamedTuple):
@@ -91,6 +100,7 @@ def read_backbone(backbone: Backbone, place: Path) -> dict[str, Tensor]:
 
 def _for_mit(state: dict[str, Tensor], config: Mapping[str, Any] | None) -> dict[str, Tensor]:
     _expect_type(config, "segformer")
+    _expect_same(config or {}, _MIT)
     if config is not None or any(key.startswith(_ENCODER) for key in state):
         return mit.from_huggingface(below(state, _ENCODER))
     return mit.from_nvlabs(_without_head(state))
@@ -98,9 +108,7 @@ def _for_mit(state: dict[str, Tensor], config: Mapping[str, Any] | None) -> dict
 
 def _for_resnet(backbone: ResNet, state: dict[str, Tensor], config: Mapping[str, Any] | None) -> dict[str, Tensor]:
     _expect_type(config, "resnet")
-    for key in ("downsample_in_bottleneck", "downsample_in_first_stage"):
-        if config is not None and config.get(key):
-            raise CheckpointError(f"a ResNet with {key}; expected one without, as torchvision's")
+    _expect_same(config or {}, _RESNET)
     if config is not None or any(key.startswith("resnet.") for key in state):
         return resnet.from_huggingface(state)
     rename = resnet.from_deep_stem if backbone.has_deep_stem else resnet.from_torchvision
@@ -110,13 +118,14 @@ def _for_resnet(backbone: ResNet, state: dict[str, Tensor], config: Mapping[str,
 def _for_huggingface(
     backbone: HuggingFaceBackbone, state: dict[str, Tensor], config: dict[str, Any] | None
 ) -> dict[str, Tensor]:
-    ours = backbone.architecture or {}
     if config is not None:
-        theirs = huggingface.inner_config(config)
+        ours, theirs = backbone.architecture or {}, huggingface.inner_config(config)
         _expect_type(theirs, str(ours.get("model_type")))
-        for key in _UNSEEN:
-            if key in theirs and key in ours and theirs[key] != ours[key]:
-                raise CheckpointError(f"{key} is {theirs[key]}; this model's backbone has {ours[key]}")
+        try:
+            found = huggingface.deciding(theirs)
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from error
+        _expect_same(found, huggingface.deciding(ours))
     return huggingface.from_published(backbone, _without_head(state))
 
 
@@ -133,8 +142,7 @@ def _without_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _huggingface_segformer(state: dict[str, Tensor], config: Mapping[str, Any]) -> Weights:
     _expect_type(config, "segformer")
     _expect_decoder(state)
-    if config.get("num_attention_heads", list(mit.HEADS)) != list(mit.HEADS):
-        raise CheckpointError(f"has {config['num_attention_heads']} heads; expected {list(mit.HEADS)}")
+    _expect_same(config, _MIT | {"reshape_last_stage": True})
     labels = sorted((int(number), str(label)) for number, label in config.get("id2label", {}).items())
     return _segformer(segformer.from_huggingface(state), tuple(label for _, label in labels), norm_eps="hf")
 
@@ -203,6 +211,13 @@ def _expect_type(config: Mapping[str, Any] | None, expected: str) -> None:
     """Check the type of model that a folder's config.json names; a file has none."""
     if config is not None and config.get("model_type") != expected:
         raise CheckpointError(f"holds a model of type {config.get('model_type')}; expected {expected}")
+
+
+def _expect_same(config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Check what `config` says about `expected`; what it leaves out is as expected."""
+    for key, value in expected.items():
+        if config.get(key, value) != value:
+            raise CheckpointError(f"{key} is {config[key]}; expected {value}: its weights are for another network")
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from steadyseg import models
 from steadyseg.config import Experiment, TrainConfig, load, to_dict
 from steadyseg.data import open_source
-from steadyseg.data.clips import DataConfig, median_frequency_weights, training_clips
+from steadyseg.data.clips import DataConfig, median_frequency_weights, start_worker, training_clips
 from steadyseg.data.source import VideoSource
 from steadyseg.engine.checkpoint import load_backbone, save_model
 from steadyseg.engine.optim import build_optimizer, set_rate
@@ -80,9 +80,9 @@ def train(experiment: Experiment, out: Path, *, resume: bool = False) -> Path:
         InterruptError: after a signal.
     """
     config = experiment.train
+    sources = _open(experiment.data)  # first, so that missing data starts no processes
     fabric = _launch(config)
     _agree(fabric, lambda: _problem(experiment, out, resume))
-    sources = _open(experiment.data)
     model = _build(experiment, sources[0], fabric)
     dataset = training_clips(experiment.data, model.offsets, config.seed, dense=model.needs_dense_labels)
     _agree(fabric, lambda: _begin(experiment, out))  # what a mistake in the data or in `init` leaves behind is nothing
@@ -287,6 +287,7 @@ def _clips(dataset: Dataset[Clip], config: TrainConfig, step: int, fabric: Fabri
 
 def _prepare_worker(worker: int) -> None:
     """Let the training process decide when its workers end, also where a signal goes to all processes at once."""
+    start_worker()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(WORKER_GRACE) and None)
 

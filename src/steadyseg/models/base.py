@@ -5,16 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from steadyseg.backbones import Backbone, NormEps, build_backbone
-from steadyseg.types import Clip, ConfigError, ShapeError, check_shape, default_palette
+from steadyseg.types import IGNORE, Clip, ConfigError, ShapeError, check_shape, default_palette
 
 State = Any
-"""A NamedTuple of tensors, tuples of tensors and ints; each method declares its own, in its own file."""
+"""A NamedTuple of tensors, ints and tuples of them; each method declares its own, in its own file."""
 
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
@@ -68,15 +69,19 @@ class VideoSegmenter(nn.Module, ABC):
 
         Args:
             config: this method's Config.
-            num_classes: K.
+            num_classes: K, at most 255.
             cuts: backbone units after which this method stops or starts; "shallow" is the backbone's own choice.
 
         Raises:
-            ConfigError: if an option is out of range, or the backbone is unknown or lacks one of the `cuts`.
+            ConfigError: if an option is out of range, there are too many classes, or the backbone is unknown or lacks
+                one of the `cuts`.
         """
         super().__init__()
-        if not 0 <= config.drop_path < 1:
-            raise ConfigError(f"model.drop_path is {config.drop_path}; expected at least 0 and less than 1")
+        if num_classes > IGNORE:
+            raise ConfigError(
+                f"the model has {num_classes} classes; labels are uint8 and {IGNORE} means ignore, so at most {IGNORE}"
+            )
+        check_options(config, ("drop_path", 0 <= config.drop_path < 1, "at least 0 and less than 1"))
         self.backbone = build_backbone(
             config.backbone,
             drop_path=config.drop_path,
@@ -101,6 +106,11 @@ class VideoSegmenter(nn.Module, ABC):
     def period(self) -> int:
         """Frames after which the work of `step` repeats: the key interval of a method that has one."""
         return 1
+
+    @property
+    def is_periodic(self) -> bool:
+        """Whether the frames alone do not decide which of them are key frames, so that a cost can be counted."""
+        return True
 
     @classmethod
     def adopt(cls, options: Mapping[str, Any]) -> ModelConfig:
@@ -129,7 +139,10 @@ class VideoSegmenter(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, clip: Clip) -> dict[str, Tensor]:
-        """Return named scalar loss terms, already weighted; the loss is their sum."""
+        """Return named scalar loss terms, already weighted; the loss is their sum.
+
+        "ce" is that of what is predicted, unless only its parts have a loss, as in MSAF with `mean_of_masks`.
+        """
 
     @abstractmethod
     def step(self, frame: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -174,10 +187,10 @@ class VideoSegmenter(nn.Module, ABC):
         """Return the tensor-only functions that `step` chooses among, with example inputs made from `frame`."""
 
     @property
-    def encoder(self) -> tuple[nn.Module, ...]:
-        """Modules that learn at the backbone's rate: all of it but what published weights lack."""
+    def encoder(self) -> tuple[nn.Parameter, ...]:
+        """Parameters that learn at the backbone's rate: all of its own but those that published weights lack."""
         new = self.backbone.unpublished
-        return tuple(part for name, part in self.backbone.named_children() if f"{name}." not in new)
+        return tuple(p for name, p in self.backbone.named_parameters() if not name.startswith(new))
 
     def parameter_groups(self, lr: float, *, head: float = 10.0, decay_norms: bool = False) -> list[dict[str, Any]]:
         """Split the parameters for the optimiser.
@@ -197,7 +210,7 @@ class VideoSegmenter(nn.Module, ABC):
             if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.modules.batchnorm._NormBase)
             for p in module.parameters(recurse=False)
         }
-        inside = {id(p) for module in self.encoder for p in module.parameters()}
+        inside = {id(p) for p in self.encoder}
         groups: list[dict[str, Any]] = []
         for name, in_backbone, factor in (("backbone", True, 1.0), ("head", False, head)):
             mine = [p for p in self.parameters() if (id(p) in inside) == in_backbone and p.requires_grad]
@@ -207,3 +220,44 @@ class VideoSegmenter(nn.Module, ABC):
             decay = {} if decay_norms else {"weight_decay": 0.0}
             groups.append({"name": f"{name} norms", "params": normed, "lr": lr * factor, **decay})
         return [group for group in groups if group["params"]]
+
+
+def check_options(config: ModelConfig, *rules: tuple[str, bool, str]) -> None:
+    """Raise for the first option that does not fit.
+
+    Args:
+        config: a method's Config.
+        rules: each the name of an option, such as "width" or "adaptive.threshold", whether it fits, and what is
+            expected of it.
+
+    Raises:
+        ConfigError: naming the option, its value and what is expected.
+    """
+    for name, fits, expected in rules:
+        if not fits:
+            value = attrgetter(name)(config)
+            shown = list(value) if isinstance(value, tuple) else value  # as a config file writes it
+            raise ConfigError(f"model.{name} is {shown}; expected {expected}")
+
+
+def check_same(frame: Tensor, size: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    """Check that a frame continues a video.
+
+    Args:
+        frame: uint8 [B, 3, H, W].
+        size: batch, height and width of the frames before; None for the first frame.
+
+    Returns:
+        Batch, height and width of the frame, which the state keeps.
+
+    Raises:
+        ShapeError: if they are not `size`, or `frame` is not a uint8 batch of RGB images.
+    """
+    check_shape("frame", frame, ("B", 3, "H", "W"), torch.uint8)
+    batch, _, height, width = frame.shape
+    if size not in (None, (batch, height, width)):
+        raise ShapeError(
+            f"frame has batch, height and width {(batch, height, width)}; the frames before had {size}: "
+            "start again with state None when the size or the batch changes"
+        )
+    return batch, height, width

@@ -52,8 +52,8 @@ from steadyseg.backbones import Backbone
 from steadyseg.decoders import SegFormerDecoder
 from steadyseg.layers import ConvNorm, Folding, pointwise, resize
 from steadyseg.losses import cross_entropy
-from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter
-from steadyseg.types import Clip, ConfigError, ShapeError, check_shape
+from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter, check_options, check_same
+from steadyseg.types import Clip, ConfigError, ShapeError
 
 EPS = 1e-12
 """Least length by which a vector is divided."""
@@ -123,7 +123,7 @@ class DCFMState(NamedTuple):
     """[B, C, h, w] the key frame's share in the FFM, W_co F_co + b; F_co itself where no FFM reads it."""
     age: int
     """Frames since the key frame; 0 right after it."""
-    size: tuple[int, ...]
+    size: tuple[int, int, int]
     """Batch, height and width of the frames."""
     image: tuple[Tensor, ...]
     """With the adaptive schedule the key frame, uint8 [1, 3, H, W]; else empty."""
@@ -159,9 +159,15 @@ class DCFM(VideoSegmenter):
         return self.config.schedule.min_interval
 
     @property
-    def encoder(self) -> tuple[nn.Module, ...]:
-        """The backbone and, for a pyramid, the layers that fuse it."""
-        return (self.backbone, self.common) if self.common.is_pyramid else (self.backbone,)
+    def is_periodic(self) -> bool:
+        """Not with the adaptive schedule, which follows the video."""
+        return not self.config.adaptive.threshold
+
+    @property
+    def encoder(self) -> tuple[nn.Parameter, ...]:
+        """Parameters of the backbone, with its pyramid pooling, and, for a pyramid, of the layers that fuse it."""
+        parts = (self.backbone, self.common) if self.common.is_pyramid else (self.backbone,)
+        return tuple(p for part in parts for p in part.parameters())
 
     def forward(self, clip: Clip) -> dict[str, Tensor]:
         """Return "ce", "ce_between" and, where its weight is not 0, "consistency" of Eq. (12).
@@ -305,27 +311,21 @@ class DCFM(VideoSegmenter):
 
     def admitted(self, frames: Iterable[Tensor]) -> Iterator[Tensor]:
         """Yield the frames as they are, or raise what `admit` does."""
-        size: tuple[int, ...] | None = None
+        size: tuple[int, int, int] | None = None
         for frame in frames:
             size = self.admit(frame, size)
             yield frame
 
-    def admit(self, frame: Tensor, size: tuple[int, ...] | None) -> tuple[int, ...]:
+    def admit(self, frame: Tensor, size: tuple[int, int, int] | None) -> tuple[int, int, int]:
         """Return batch, height and width of a frame, which must be `size` if that is given.
 
         Raises:
             ShapeError: if they differ, or there is more than one video and the schedule is adaptive.
         """
-        check_shape("frame", frame, ("B", 3, "H", "W"), torch.uint8)
-        batch, _, height, width = frame.shape
-        if size not in (None, (batch, height, width)):
-            raise ShapeError(
-                f"frame has batch, height and width {(batch, height, width)}; the frames before had {size}: "
-                "start again with state None when the size or the batch changes"
-            )
-        if batch > 1 and self.config.schedule.threshold:
-            raise ShapeError(f"frame holds {batch} videos; an adaptive schedule follows one: segment them one by one")
-        return batch, height, width
+        size = check_same(frame, size)
+        if size[0] > 1 and self.config.schedule.threshold:
+            raise ShapeError(f"frame holds {size[0]} videos; an adaptive schedule follows one: segment them one by one")
+        return size
 
     def change(self, frame: Tensor, key: Tensor) -> float:
         """The score of the adaptive schedule: mean absolute difference of two normalised images uint8 [1, 3, H, W]."""
@@ -562,28 +562,26 @@ def _check(config: DCFMConfig, cut: str) -> None:
     adaptive, least = config.adaptive, config.schedule.min_interval
     width = config.common_channels
     limits = f"at least adaptive.min_interval, {adaptive.min_interval}"
-    rules = (
-        ("interval", config.interval, config.interval > 0, "at least 1"),
-        ("neighbours", config.neighbours, config.neighbours in (1, 2), "1 or 2"),
-        ("adaptive.threshold", adaptive.threshold, adaptive.threshold >= 0, "at least 0"),
-        ("adaptive.min_interval", adaptive.min_interval, adaptive.min_interval > 0, "at least 1"),
-        ("adaptive.max_interval", adaptive.max_interval, adaptive.max_interval >= adaptive.min_interval, limits),
-        ("start", config.start, 0 <= config.start < least, f"at least 0 and less than the interval, {least}"),
-        ("start", config.start, config.start == 0 or config.neighbours == 2, "0 with neighbours 1"),
-        ("cut", cut, cut.split(".", 1)[0] == "stage1", "a unit of stage1"),
-        ("common_channels", width, width is None or width > 0, "at least 1, or null"),
-        ("head_layers", config.head_layers, config.head_layers in (0, 1), "0 or 1"),
-        ("dropout", config.dropout, 0 <= config.dropout < 1, "at least 0 and less than 1"),
-        ("use_co_key", False, config.use_in_key or config.use_co_key, "true, or use_in_key true"),
-        ("use_co_nonkey", False, config.use_in_nonkey or config.use_co_nonkey, "true, or use_in_nonkey true"),
-        ("use_co_nonkey", False, config.use_co_key or config.use_co_nonkey, "true, or use_co_key true"),
-        ("between_weight", config.between_weight, config.between_weight > 0, "more than 0"),
-        ("consistency_weight", config.consistency_weight, config.consistency_weight >= 0, "at least 0"),
-        ("distance", config.distance, 1 <= config.distance <= 6, "1 to 6"),
+    check_options(
+        config,
+        ("interval", config.interval > 0, "at least 1"),
+        ("neighbours", config.neighbours in (1, 2), "1 or 2"),
+        ("adaptive.threshold", adaptive.threshold >= 0, "at least 0"),
+        ("adaptive.min_interval", adaptive.min_interval > 0, "at least 1"),
+        ("adaptive.max_interval", adaptive.max_interval >= adaptive.min_interval, limits),
+        ("start", 0 <= config.start < least, f"at least 0 and less than the interval, {least}"),
+        ("start", config.start == 0 or config.neighbours == 2, "0 with neighbours 1"),
+        ("cut", cut.split(".", 1)[0] == "stage1", "a unit of stage1"),
+        ("common_channels", width is None or width > 0, "at least 1, or null"),
+        ("head_layers", config.head_layers in (0, 1), "0 or 1"),
+        ("dropout", 0 <= config.dropout < 1, "at least 0 and less than 1"),
+        ("use_co_key", config.use_in_key or config.use_co_key, "true, or use_in_key true"),
+        ("use_co_nonkey", config.use_in_nonkey or config.use_co_nonkey, "true, or use_in_nonkey true"),
+        ("use_co_nonkey", config.use_co_key or config.use_co_nonkey, "true, or use_co_key true"),
+        ("between_weight", config.between_weight > 0, "more than 0"),
+        ("consistency_weight", config.consistency_weight >= 0, "at least 0"),
+        ("distance", 1 <= config.distance <= 6, "1 to 6"),
     )
-    for name, value, fits, expected in rules:
-        if not fits:
-            raise ConfigError(f"model.{name} is {value}; expected {expected}")
 
 
 METHOD = DCFM

@@ -7,7 +7,7 @@
 | I_k, I_i (key frame, current frame) | state.image, frame | uint8 [B, 3, H, W] |
 | N_feat, N_task | all but the classifier, the classifier; or, `warp` "features": backbone, decoder | |
 | f_k | state.maps | see FlowState |
-| F, M_{i->k} (flow function, displacement) | `shared_flow`, `motion` | [B, 2, H', W'], `flow_scale` times H x W |
+| F, M_{i->k} (flow function, displacement) | `displacement`, `motion` | [B, 2, H', W'], `flow_scale` times H x W |
 | W (warp) | `warp` | [B, C, h, w] |
 | S_{i->k} (scale) | 1 | |
 | l (key frame duration) | interval | 4 |
@@ -42,11 +42,11 @@ from torch import Tensor
 
 from steadyseg.backbones.base import STAGES
 from steadyseg.decoders import SegFormerDecoder
-from steadyseg.flow import shared_flow
+from steadyseg.flow import displacement, shared_flow
 from steadyseg.layers import warp
 from steadyseg.losses import cross_entropy
-from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter
-from steadyseg.types import Clip, ConfigError, Frame, ShapeError
+from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter, check_options, check_same
+from steadyseg.types import Clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,8 @@ class FlowState(NamedTuple):
     """The key frame, uint8 [B, 3, H, W]."""
     age: int
     """Frames since the key frame."""
+    size: tuple[int, int, int]
+    """Batch, height and width of the frames."""
 
 
 class FlowPropagation(VideoSegmenter):
@@ -86,15 +88,13 @@ class FlowPropagation(VideoSegmenter):
 
     def __init__(self, config: FlowConfig, num_classes: int) -> None:
         super().__init__(config, num_classes)
-        rules = (
-            ("interval", config.interval, config.interval >= 1, "at least 1"),
-            ("flow_scale", config.flow_scale, 0 < config.flow_scale <= 1, "above 0 and at most 1"),
-            ("flow", config.flow, config.flow in ("dis", "raft"), "dis or raft"),
-            ("warp", config.warp, config.warp in ("features", "logits"), "features or logits"),
+        check_options(
+            config,
+            ("interval", config.interval >= 1, "at least 1"),
+            ("flow_scale", 0 < config.flow_scale <= 1, "above 0 and at most 1"),
+            ("flow", config.flow in ("dis", "raft"), "dis or raft"),
+            ("warp", config.warp in ("features", "logits"), "features or logits"),
         )
-        for name, value, fits, expected in rules:
-            if not fits:
-                raise ConfigError(f"model.{name} is {value}; expected {expected}")
         shared_flow(config.flow)  # what it needs and lacks is said now, not in the middle of a video
         self.decoder = SegFormerDecoder(self.backbone.channels, config.width, num_classes, dropout=config.dropout)
 
@@ -124,7 +124,6 @@ class FlowPropagation(VideoSegmenter):
         height, width = (round(side * self.config.flow_scale) for side in frame.shape[2:])
         return max(height, 1), max(width, 1)
 
-    @torch.no_grad()
     def motion(self, frame: Tensor, image: Tensor) -> Tensor:
         """Estimate where every point of a frame was in the key frame, at the flow's own size.
 
@@ -136,11 +135,7 @@ class FlowPropagation(VideoSegmenter):
             M_{i->k}, float32 [B, 2, H', W'], the displacement (dx, dy) in pixels of H' x W'.
         """
         size = self.flow_size(frame)
-        find = shared_flow(self.config.flow)
-        with torch.autocast(frame.device.type, enabled=False):
-            pairs = zip(_shrink(frame, size), _shrink(image, size), strict=True)
-            flows = [find(Frame(now, 1, 0.0), Frame(before, 0, 0.0)) for now, before in pairs]
-        return torch.stack(flows).to(frame.device)  # [B, 2, H', W']
+        return displacement(self.config.flow, _shrink(frame, size), _shrink(image, size))
 
     def between(self, *tensors: Tensor) -> Tensor:
         """Maps of the key frame, as in the state, and last the motion [B, 2, H', W'] -> logits [B, K, h_1, w_1]."""
@@ -150,16 +145,12 @@ class FlowPropagation(VideoSegmenter):
 
     def step(self, frame: Tensor, state: FlowState | None = None) -> tuple[Tensor, FlowState]:
         """Segment the next frame; see VideoSegmenter.step. Frames 0, interval, 2 interval, ... are key frames."""
+        size = check_same(frame, None if state is None else state.size)
         if state is None or state.age + 1 >= self.config.interval:
             logits, *stages = self.key(frame)
-            return logits, FlowState(tuple(stages) or (logits,), frame.clone(), 0)  # a caller may reuse its frame
-        if frame.shape != state.image.shape or frame.dtype != state.image.dtype:
-            raise ShapeError(
-                f"frame is {frame.dtype} {list(frame.shape)}; the state holds a key frame {state.image.dtype} "
-                f"{list(state.image.shape)}: start again with state None when the size or the batch changes"
-            )
+            return logits, FlowState(tuple(stages) or (logits,), frame.clone(), 0, size)  # a caller may reuse its frame
         logits = self.between(*state.maps, self.motion(frame, state.image))
-        return logits, FlowState(state.maps, state.image, state.age + 1)
+        return logits, state._replace(age=state.age + 1)
 
     def graphs(self, frame: Tensor) -> dict[str, Graph]:
         """Return "key" (frame -> logits, and the stages where these are moved) and "between" (maps, flow -> logits).

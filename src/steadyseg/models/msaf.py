@@ -46,9 +46,9 @@ from torch import Tensor, nn
 
 from steadyseg.layers import ConvNorm, Folding, pointwise, resize, to_map, to_tokens
 from steadyseg.losses import cross_entropy
-from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter
+from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter, check_options, check_same
 from steadyseg.ops.deformable_conv import deformable_conv
-from steadyseg.types import Clip, ConfigError, ShapeError
+from steadyseg.types import Clip
 
 EPS = 1e-6
 """Of every LayerNorm here, and the least length of a region descriptor."""
@@ -91,6 +91,8 @@ class MSAFState(NamedTuple):
 
     before: tuple[Tensor, ...]
     """f_5 of the last two frames, the current one last, each [B, C, h, w]; empty without motion."""
+    size: tuple[int, int, int]
+    """Batch, height and width of the frames."""
 
 
 class MSAF(VideoSegmenter):
@@ -195,17 +197,13 @@ class MSAF(VideoSegmenter):
 
         The first frame of a video stands for the two before it. With `mean_of_masks` the "logits" are probabilities.
         """
+        size = check_same(frame, None if state is None else state.size)
         maps = self.encode(frame, targets=len(frame))
         if self.config.motion == "off":
-            return self.decide(maps, ()), MSAFState(())
+            return self.decide(maps, ()), MSAFState((), size)
         deep = maps[-1]
         before = (deep, deep) if state is None else state.before
-        if before[-1].shape != deep.shape:
-            raise ShapeError(
-                f"frame gives a map of {list(deep.shape)}; the state holds {list(before[-1].shape)}: "
-                "start again with state None when the size or the batch changes"
-            )
-        return self.decide(maps, before), MSAFState((before[-1], deep))
+        return self.decide(maps, before), MSAFState((before[-1], deep), size)
 
     def graphs(self, frame: Tensor) -> dict[str, Graph]:
         """Return "encode" (frame -> f3, f4, f5) and "decide" (f3, f4, f5, and f5 of t-2 and t-1 -> logits).
@@ -464,7 +462,8 @@ def assign(pixels: Tensor, regions: Tensor) -> Tensor:
 def _check(config: MSAFConfig) -> None:
     motion, state, assignment = config.motion, config.state, config.assignment
     heads, both = config.heads, motion != "off" and state
-    rules = (
+    check_options(
+        config,
         ("heads", heads > 0, "at least 1"),
         ("width", config.width > 0 and config.width % max(heads, 1) == 0, f"a positive multiple of {heads}"),
         ("mlp_ratio", config.mlp_ratio > 0, "at least 1"),
@@ -480,9 +479,6 @@ def _check(config: MSAFConfig) -> None:
             "True with motion and state but without assignment, False in all other cases",
         ),
     )
-    for name, fits, expected in rules:
-        if not fits:
-            raise ConfigError(f"model.{name} is {getattr(config, name)}; expected {expected}")
 
 
 METHOD = MSAF

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from steadyseg.backbones.resnet import with_counters
 from steadyseg.losses import cross_entropy
-from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter
-from steadyseg.types import CheckpointError, Clip, ConfigError
+from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter, check_options
+from steadyseg.types import CheckpointError, Clip
 
 AUX_WIDTH = 256
 """Channels of the auxiliary head."""
@@ -63,10 +63,11 @@ class PSPNet(VideoSegmenter):
 
     def __init__(self, config: PSPNetConfig, num_classes: int) -> None:
         super().__init__(config, num_classes)
-        if config.width < 1:
-            raise ConfigError(f"model.width is {config.width}; expected at least 1")
-        if config.aux_weight < 0:
-            raise ConfigError(f"model.aux_weight is {config.aux_weight}; expected at least 0")
+        check_options(
+            config,
+            ("width", config.width >= 1, "at least 1"),
+            ("aux_weight", config.aux_weight >= 0, "at least 0"),
+        )
         channels = self.backbone.channels
         self.head = build_head(channels[3], config.width, num_classes, dropout=config.dropout)
         if config.aux_weight:

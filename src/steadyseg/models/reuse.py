@@ -34,8 +34,8 @@ from steadyseg.backbones.base import STAGES
 from steadyseg.decoders import SegFormerDecoder
 from steadyseg.layers import pointwise
 from steadyseg.losses import cross_entropy
-from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter
-from steadyseg.types import Clip, ConfigError, ShapeError
+from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter, check_options, check_same
+from steadyseg.types import Clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,8 @@ class ReuseState(NamedTuple):
     """Share of the key frame's deep levels in the fuse convolution, [B, D, h_1, w_1]."""
     age: int
     """Frames since the key frame."""
+    size: tuple[int, int, int]
+    """Batch, height and width of the frames."""
 
 
 class Reuse(VideoSegmenter):
@@ -70,10 +72,11 @@ class Reuse(VideoSegmenter):
     config: ReuseConfig
 
     def __init__(self, config: ReuseConfig, num_classes: int) -> None:
-        if config.interval < 1:
-            raise ConfigError(f"model.interval is {config.interval}; expected at least 1")
-        if config.reuse_from not in (2, 3, 4):
-            raise ConfigError(f"model.reuse_from is {config.reuse_from}; expected 2, 3 or 4")
+        check_options(
+            config,
+            ("interval", config.interval >= 1, "at least 1"),
+            ("reuse_from", config.reuse_from in (2, 3, 4), "2, 3 or 4"),
+        )
         cut = STAGES[config.reuse_from - 2]
         super().__init__(config, num_classes, cuts=(cut,))
         self.cut = cut
@@ -138,21 +141,15 @@ class Reuse(VideoSegmenter):
 
     def between(self, frame: Tensor, deep: Tensor) -> Tensor:
         """Frame uint8 [B, 3, H, W] and the key frame's share [B, D, h_1, w_1] -> logits [B, K, h_1, w_1]."""
-        shallow = self.shallow(frame)
-        batch, _, *size = shallow["stage1"].shape
-        if [deep.shape[0], *deep.shape[2:]] != [batch, *size]:
-            raise ShapeError(
-                f"frame gives a map of {size} in a batch of {batch}; the state holds one of {list(deep.shape[2:])} in "
-                f"a batch of {deep.shape[0]}: start again with state None when the size or the batch changes"
-            )
-        return self.classify(shallow, deep)
+        return self.classify(self.shallow(frame), deep)
 
     def step(self, frame: Tensor, state: ReuseState | None = None) -> tuple[Tensor, ReuseState]:
         """Segment the next frame; see VideoSegmenter.step. Frames 0, interval, 2 interval, ... are key frames."""
+        size = check_same(frame, None if state is None else state.size)
         if state is None or state.age + 1 >= self.config.interval:
             logits, deep = self.key(frame)
-            return logits, ReuseState(deep, 0)
-        return self.between(frame, state.deep), ReuseState(state.deep, state.age + 1)
+            return logits, ReuseState(deep, 0, size)
+        return self.between(frame, state.deep), state._replace(age=state.age + 1)
 
     def graphs(self, frame: Tensor) -> dict[str, Graph]:
         """Return "key" (frame -> logits, deep) and "between" (frame, deep -> logits)."""

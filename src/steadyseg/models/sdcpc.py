@@ -54,9 +54,9 @@ from steadyseg.layers import (
     to_tokens,
 )
 from steadyseg.losses import class_prototypes, cross_entropy, draw, prototype_contrast, variate_similarity
-from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter
+from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter, check_options, check_same
 from steadyseg.ops.selective_attention import selective_attention, selective_attention_reference
-from steadyseg.types import IGNORE, Clip, ConfigError, ShapeError
+from steadyseg.types import IGNORE, Clip
 
 EPS = 1e-6
 """Of every LayerNorm here."""
@@ -136,6 +136,8 @@ class SDCPCState(NamedTuple):
     """Progressive order: A of the last three frames, each [B, C, h, w]; else empty."""
     parts: tuple[Tensor, ...]
     """Direct order: reference part of stage 1's offset convolution of the last six frames, each [B, C, h, w]."""
+    size: tuple[int, int, int]
+    """Batch, height and width of the frames."""
 
 
 class SDCPC(VideoSegmenter):
@@ -217,16 +219,12 @@ class SDCPC(VideoSegmenter):
 
     def step(self, frame: Tensor, state: SDCPCState | None = None) -> tuple[Tensor, SDCPCState]:
         """Segment the next frame with one backbone pass; see VideoSegmenter.step. Logits have the working stride."""
+        size = check_same(frame, None if state is None else state.size)
         feature = self.encode(frame)
         if not self.config.dssa.stages:
-            return self.head(feature), SDCPCState((), (), ())
+            return self.head(feature), SDCPCState((), (), (), size)
         if state is None:
-            state = SDCPCState((), (), ())
-        elif state.features[-1].shape != feature.shape:
-            raise ShapeError(
-                f"frame gives a map of {list(feature.shape)}; the state holds {list(state.features[-1].shape)}: "
-                "start again with state None when the size or the batch changes"
-            )
+            state = SDCPCState((), (), (), size)
         features = (*state.features, feature)
         near, far = _before(features, 3), _before(features, 6)
         parts, aligned = state.parts, state.aligned
@@ -239,7 +237,7 @@ class SDCPC(VideoSegmenter):
             fused = self.dssa.direct(feature, near, far, (_before(parts, 3), _before(parts, 6)))
         else:
             fused = self.dssa.direct(feature, near, far)
-        return self.head(fused), SDCPCState(features[-6:], aligned[-3:], parts[-6:])
+        return self.head(fused), SDCPCState(features[-6:], aligned[-3:], parts[-6:], size)
 
     def graphs(self, frame: Tensor) -> dict[str, Graph]:
         """Return the parts of `step` on tensors: which maps they read from the state is `step`'s business.
@@ -570,20 +568,18 @@ def _before(entries: tuple[Tensor, ...], distance: int) -> Tensor:
 def _check(config: SDCPCConfig) -> None:
     dssa, ssea, mcp = config.dssa, config.ssea, config.mcp
     groups = 8  # heads of the linear attention, groups of the deformable convolution
-    rules = (
-        ("width", config.width, config.width > 0 and config.width % groups == 0, f"a positive multiple of {groups}"),
-        ("stride", config.stride, config.stride in (4, 8), "4 or 8"),
-        ("dssa.points", dssa.points, dssa.points in (4, 9, 16), "4, 9 or 16"),
-        ("dssa.stages", list(dssa.stages), dssa.stages in ((1, 2), (1,), (2,), ()), "[1, 2], [1], [2] or []"),
-        ("ssea.levels", list(ssea.levels), ssea.levels in LEVELS, "some of 1, 2, 3, 4, rising"),
-        ("mcp.variates", mcp.variates, mcp.variates > 0, "at least 1"),
-        ("mcp.width", mcp.width, mcp.width > 0, "at least 1"),
-        ("mcp.temperature", mcp.temperature, mcp.temperature > 0, "more than 0"),
-        ("mcp.query_cap", mcp.query_cap, mcp.query_cap is None or mcp.query_cap > 0, "at least 1, or null for all"),
+    check_options(
+        config,
+        ("width", config.width > 0 and config.width % groups == 0, f"a positive multiple of {groups}"),
+        ("stride", config.stride in (4, 8), "4 or 8"),
+        ("dssa.points", dssa.points in (4, 9, 16), "4, 9 or 16"),
+        ("dssa.stages", dssa.stages in ((1, 2), (1,), (2,), ()), "[1, 2], [1], [2] or []"),
+        ("ssea.levels", ssea.levels in LEVELS, "some of 1, 2, 3, 4, rising"),
+        ("mcp.variates", mcp.variates > 0, "at least 1"),
+        ("mcp.width", mcp.width > 0, "at least 1"),
+        ("mcp.temperature", mcp.temperature > 0, "more than 0"),
+        ("mcp.query_cap", mcp.query_cap is None or mcp.query_cap > 0, "at least 1, or null for all"),
     )
-    for name, value, fits, expected in rules:
-        if not fits:
-            raise ConfigError(f"model.{name} is {value}; expected {expected}")
 
 
 METHOD = SDCPC

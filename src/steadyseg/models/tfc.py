@@ -49,12 +49,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steadyseg.decoders import SegFormerDecoder
-from steadyseg.flow import shared_flow
+from steadyseg.flow import displacement, shared_flow
 from steadyseg.layers import pixel_centres, pointwise, resize, to_map, to_tokens, warp
 from steadyseg.losses import cross_entropy
-from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter
+from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter, check_options, check_same
 from steadyseg.ops.deformable_attention import deformable_attention
-from steadyseg.types import IGNORE, Clip, ConfigError, Frame, ShapeError
+from steadyseg.types import IGNORE, Clip
 
 LEVELS, HEADS, POINTS = 4, 8, 4
 """L, M and P of the attention: levels, heads, and points of each head on each level."""
@@ -114,6 +114,8 @@ class TFCState(NamedTuple):
     """The key frame uint8 [B, 3, H, W], to estimate the flow from."""
     age: int
     """Frames since the key frame."""
+    size: tuple[int, int, int]
+    """Batch, height and width of the frames."""
 
 
 class TFC(VideoSegmenter):
@@ -198,7 +200,7 @@ class TFC(VideoSegmenter):
         image, *others = frames.unbind(1)
         if self.config.align == "reuse":
             return tuple(x.repeat(len(others) + 1, 1, 1, 1) for x in self.deep(key, size))
-        flows = [self.motion(frame, image) for frame in others]
+        flows = [displacement(self.config.flow, frame, image) for frame in others]
         moved = {name: torch.cat((x, *(warp(x, flow) for flow in flows))) for name, x in key.items()}
         return self.deep(moved, size)
 
@@ -267,6 +269,7 @@ class TFC(VideoSegmenter):
 
     def key(self, frame: Tensor) -> tuple[Tensor, TFCState]:
         """Key frame uint8 [B, 3, H, W] -> logits [B, K, h_1, w_1] and all that the frames after it need."""
+        frame_size = check_same(frame, None)
         stages = self.backbone(self.normalize(frame))
         size = (stages["stage1"].shape[2], stages["stage1"].shape[3])
         deep = self.deep(stages, size)
@@ -282,6 +285,7 @@ class TFC(VideoSegmenter):
             logits=() if self.config.interp == "off" else (logits,),
             image=(frame.clone(),) if moves else (),  # a caller may reuse its frame
             age=0,
+            size=frame_size,
         )
         return logits, kept
 
@@ -290,8 +294,8 @@ class TFC(VideoSegmenter):
 
         Args:
             frame: uint8 [B, 3, H, W].
-            state: of its key frame; image and age are not read.
-            flow: where the features are moved, what `motion` returns.
+            state: of its key frame; image, age and size are not read.
+            flow: where the features are moved, the displacement to the key frame, float32 [B, 2, H, W].
             dense: compute the attention in all points, which takes tensors only.
 
         Returns:
@@ -303,12 +307,6 @@ class TFC(VideoSegmenter):
         if flow is not None:
             moved = (warp(x, flow) for x in state.deep)
             deep = self.deep(dict(zip(("stage3", "stage4"), moved, strict=True)), size)
-        elif [deep[0].shape[0], *deep[0].shape[2:]] != [len(frame), *size]:
-            raise ShapeError(
-                f"frame gives a map of {list(size)} in a batch of {len(frame)}; the state holds one of "
-                f"{list(deep[0].shape[2:])} in a batch of {len(deep[0])}: start again with state None when the size or "
-                "the batch changes"
-            )
         fused = self.decoder.features(stages, kept=deep[0])  # Eq. (4)
         projected = correlation = None
         if self.has_correlation:
@@ -322,27 +320,12 @@ class TFC(VideoSegmenter):
 
     def step(self, frame: Tensor, state: TFCState | None = None) -> tuple[Tensor, TFCState]:
         """Segment the next frame; see VideoSegmenter.step. Frames 0, interval, 2 interval, ... are key frames."""
+        if state is not None:
+            check_same(frame, state.size)
         if state is None or state.age + 1 >= self.config.interval:
             return self.key(frame)
-        flow = self.motion(frame, state.image[0]) if self.config.align == "flow" else None
+        flow = displacement(self.config.flow, frame, state.image[0]) if self.config.align == "flow" else None
         return self.between(frame, state, flow), state._replace(age=state.age + 1)
-
-    @torch.no_grad()
-    def motion(self, frame: Tensor, image: Tensor) -> Tensor:
-        """Frame and key frame uint8 [B, 3, H, W] -> displacement to the key frame in pixels, float32 [B, 2, H, W].
-
-        Raises:
-            ShapeError: if the two differ in shape, or are not uint8.
-        """
-        if frame.shape != image.shape or frame.dtype != image.dtype:
-            raise ShapeError(
-                f"frame is {frame.dtype} {list(frame.shape)}; the state holds a key frame {image.dtype} "
-                f"{list(image.shape)}: start again with state None when the size or the batch changes"
-            )
-        find = shared_flow(self.config.flow)
-        with torch.autocast(frame.device.type, enabled=False):
-            flows = [find(Frame(now, 1, 0.0), Frame(key, 0, 0.0)) for now, key in zip(frame, image, strict=True)]
-        return torch.stack(flows).to(frame.device)  # [B, 2, H, W]
 
     def graphs(self, frame: Tensor) -> dict[str, Graph]:
         """Return "key" (frame -> logits, kept tensors) and "between" (frame, kept tensors[, flow] -> logits).
@@ -365,7 +348,8 @@ class TFC(VideoSegmenter):
         def between(frame: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
             rest = iter(tensors)
             deep, direction, before = (tuple(next(rest) for _ in group) for group in kept[:3])
-            return (self.between(frame, TFCState(deep, direction, before, (), 0), next(rest, None), dense=True),)
+            state = kept._replace(deep=deep, direction=direction, logits=before)
+            return (self.between(frame, state, next(rest, None), dense=True),)
 
         return {
             "key": Graph(key, {"frame": frame}, ("logits", *names)),
@@ -514,21 +498,19 @@ class SparseAttention(nn.Module):
 def _check(config: TFCConfig) -> None:
     share = config.force_fraction
     step = 1 if config.msda == "off" else HEADS
-    rules = (
-        ("width", config.width, config.width > 0 and config.width % step == 0, f"a positive multiple of {step}"),
-        ("interval", config.interval, config.interval >= 1, "at least 1"),
-        ("train_interval", config.train_interval, config.train_interval >= 1, "at least 1"),
-        ("corr_level", config.corr_level, config.corr_level in (1, 2), "1 or 2"),
-        ("interp", config.interp, config.interp in ("cosine", "hard", "fixed", "off"), "cosine, hard, fixed or off"),
-        ("msda", config.msda, config.msda in ("sparse", "dense", "off"), "sparse, dense or off"),
-        ("theta", config.theta, not math.isnan(config.theta), "a number"),
-        ("force_fraction", share, share is None or 0 <= share <= 1, "0..1, or null for theta"),
-        ("align", config.align, config.align in ("reuse", "flow"), "reuse or flow"),
-        ("flow", config.flow, config.flow in ("dis", "raft"), "dis or raft"),
+    check_options(
+        config,
+        ("width", config.width > 0 and config.width % step == 0, f"a positive multiple of {step}"),
+        ("interval", config.interval >= 1, "at least 1"),
+        ("train_interval", config.train_interval >= 1, "at least 1"),
+        ("corr_level", config.corr_level in (1, 2), "1 or 2"),
+        ("interp", config.interp in ("cosine", "hard", "fixed", "off"), "cosine, hard, fixed or off"),
+        ("msda", config.msda in ("sparse", "dense", "off"), "sparse, dense or off"),
+        ("theta", not math.isnan(config.theta), "a number"),
+        ("force_fraction", share is None or 0 <= share <= 1, "0..1, or null for theta"),
+        ("align", config.align in ("reuse", "flow"), "reuse or flow"),
+        ("flow", config.flow in ("dis", "raft"), "dis or raft"),
     )
-    for name, value, fits, expected in rules:
-        if not fits:
-            raise ConfigError(f"model.{name} is {value}; expected {expected}")
 
 
 METHOD = TFC
