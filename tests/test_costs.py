@@ -95,19 +95,15 @@ def test_costs_of_key_frames_and_those_between_are_averaged() -> None:
     assert hooks[2] == pytest.approx((hooks[0] + 3 * between) / 4, abs=2)
 
 
-@pytest.mark.parametrize(
-    ("backbone", "interval", "paper"),
-    [("mit_b2", 2, 22.9), ("mit_b2", 6, 12.3), ("mit_b5", 2, 57.0), ("mit_b5", 6, 23.6)],
-)
-def test_dcfm_costs_what_the_paper_says(backbone: str, interval: int, paper: float) -> None:
-    """480x853, 124 classes, both neighbouring key frames, average over the interval: within 10 % of the paper's G."""
+def test_a_method_that_looks_ahead_costs_what_the_paper_says() -> None:
+    """DCFM-B2, 480x853, 124 classes, interval 6: the mean of the interval is within 10 % of the paper's 12.3 G."""
     kind = models.method("dcfm")
-    model = kind(kind.Config(backbone=backbone, interval=interval), 124).eval()
+    model = kind(kind.Config(backbone="mit_b2", interval=6), 124).eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
         frames = [fake_frames(1)[:, 0]] * 2
         fold(model)
         found = costs(model, frames)["segment"]
-    assert found["published"].hooks / 1e9 == pytest.approx(paper, rel=0.1)
+    assert found["published"].hooks / 1e9 == pytest.approx(12.3, rel=0.1)
     assert found["executed"].hooks < found["published"].hooks
 
 
