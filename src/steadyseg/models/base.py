@@ -109,7 +109,7 @@ class VideoSegmenter(nn.Module, ABC):
 
     @property
     def is_periodic(self) -> bool:
-        """Whether the frames alone do not decide which of them are key frames, so that a cost can be counted."""
+        """Whether key frames come at fixed distances; where the video decides, no cost can be counted beforehand."""
         return True
 
     @classmethod
