@@ -210,8 +210,9 @@ def evaluate(
         for start in section.starts:
             network = _load(model, device, method, {**changes, "start": start} if start else changes)
             scores = engine.evaluate(network, source, scorers, config=section, on_frame=advance)
-    where = {"data": entry.source, "split": entry.split, "base": section.base, "resize": section.resize, "starts": section.starts}
-    about = {"model": model, "method": method, "interval": interval, "options": options or None, **where}
+    where = {"data": entry.source, "split": entry.split, "base": section.base, "resize": section.resize}
+    how = {"method": method, "interval": interval, "options": options or None, "starts": section.starts}
+    about = {"model": model, **how, **where}
     protocols = [scorer.protocol for scorer in scorers]
     console.scores({**about, "scores": scores, "protocols": protocols}, as_json=json)
 
