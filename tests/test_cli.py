@@ -21,7 +21,9 @@ import torch
 from PIL import Image
 
 from steadyseg import cli, models
+from steadyseg.data.source import VideoSource
 from steadyseg.data.streets import StreetsSource
+from steadyseg.engine import evaluate as evaluation
 from steadyseg.engine import predict as prediction
 from steadyseg.engine.checkpoint import save_model
 from steadyseg.models.base import MEAN, STD
@@ -213,6 +215,31 @@ def test_eval_takes_data_and_sizes_from_a_config(
     assert cli.main([*words, "--split", "val", "--resize", "exact"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["split"], report["resize"], report["base"]) == ("val", "exact", [48, 72])
+
+
+def test_eval_runs_once_for_each_first_key_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All into one score: the labelled frame counts once as a key frame and once between two."""
+    torch.manual_seed(0)
+    kind = models.method("dcfm")
+    save_model(tmp_path / "dcfm.safetensors", kind(kind.Config(), 11))
+    source = "{source: streets, split: val, size: [64, 96], length: 3, videos: 1}"
+    (tmp_path / "c.yaml").write_text(f"method: dcfm\neval:\n  source: {source}\n  starts: [0, 1]\n")
+    seen: list[tuple[int, int]] = []
+    real = evaluation.evaluate
+
+    def watched(model: models.VideoSegmenter, source: VideoSource, scorers: list, **options: object) -> dict:
+        scores = real(model, source, scorers, **options)  # type: ignore[arg-type]
+        seen.append((model.config.start, int(scorers[0].totals()[0].sum())))  # type: ignore[attr-defined]
+        return scores
+
+    monkeypatch.setattr(evaluation, "evaluate", watched)
+    words = ["--model", str(tmp_path / "dcfm.safetensors"), "--config", str(tmp_path / "c.yaml"), "--metrics", "iou"]
+    assert cli.main(["eval", *words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["starts"] == [0, 1]
+    assert [start for start, _ in seen] == [0, 1]
+    assert seen[1][1] == 2 * seen[0][1], "both runs go into the same totals"
 
 
 def write_folder_source(root: Path, *, classes: int, value: int = 0) -> None:
