@@ -15,14 +15,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 METHODS = [file for file in FILES if file.parent.name == "models" and file.stem not in ("__init__", "base")]
 
 BOTTOM = {"types"}
+PROGRAM = {"allocator", "arguments", "console"}
 PRIMITIVES = {"ops", "losses", "metrics", "data", "video"}
 MODEL = {"types", "flow", "ops", "backbones", "layers", "decoders", "losses"}
 BELOW_ENGINE = MODEL | PRIMITIVES | {"models", "config"}
 BELOW_TOOLS = BELOW_ENGINE | {"engine"}
 ALLOWED = {
     "types": set(),
-    "arguments": set(),
-    "console": set(),
+    **{name: set() for name in PROGRAM},
     "flow": BOTTOM,
     **dict.fromkeys(PRIMITIVES, BOTTOM),
     "metrics": BOTTOM | {"flow"},
@@ -34,7 +34,8 @@ ALLOWED = {
     "engine": BELOW_ENGINE,
     "costs": BELOW_ENGINE,
     **dict.fromkeys(("backends", "benchmark", "export", "cluster", "app"), BELOW_TOOLS | {"costs"}),
-    "cli": BELOW_TOOLS | {"arguments", "console", "costs", "backends", "benchmark", "export", "cluster", "app"},
+    "cli": BELOW_TOOLS
+    | {"allocator", "arguments", "console", "costs", "backends", "benchmark", "export", "cluster", "app"},
     "": BELOW_TOOLS,  # the package's own __init__: public names
 }
 

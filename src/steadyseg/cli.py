@@ -18,6 +18,7 @@ from rich.markup import escape
 
 import steadyseg
 from steadyseg import console
+from steadyseg.allocator import keep_freed_memory
 from steadyseg.arguments import UsageError, build_parser, parse, select, usage
 
 if TYPE_CHECKING:
@@ -119,7 +120,9 @@ def _targets(videos: Sequence[str], out: Path, suffix: str) -> list[Path]:
 # ---- train, eval, data -------------------------------------------------------------------------------------------
 
 
-def train(config: str, *overrides: str, out: str | None = None, resume: bool = False) -> None:
+def train(
+    config: str, *overrides: str, out: str | None = None, resume: bool = False, time_budget: str | None = None
+) -> None:
     """Train a method as a config says.
 
     Args:
@@ -127,13 +130,17 @@ def train(config: str, *overrides: str, out: str | None = None, resume: bool = F
         overrides: values that win over the config, such as train.lr=6e-5.
         out: folder of the run; runs/ and the config's name if not given.
         resume: go on with the run in that folder.
+        time_budget: how long to train, such as 2h, 1h30m or 45s, instead of the config's number of steps; the learning
+            rate follows the clock.
     """
     from steadyseg.config import load
     from steadyseg.engine.train import train as run_training
 
-    experiment = load(config, overrides)
+    budget = [f"train.time_budget={time_budget}"] if time_budget else []
+    experiment = load(config, (*overrides, *budget))
     parts = [f"{entry.source} {entry.split}{' (stills)' if entry.still else ''}" for entry in experiment.data.train]
-    console.line(f"training {experiment.method} on {', '.join(parts)} for {experiment.train.iterations} steps")
+    length = experiment.train.time_budget or f"{experiment.train.iterations} steps"
+    console.line(f"training {experiment.method} on {', '.join(parts)} for {length}")
     weights = run_training(experiment, Path(out or f"runs/{Path(config).stem}"), resume=resume)
     console.line(f"weights: {weights}")
 
@@ -456,6 +463,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:  # as a program: SIGTERM unwinds like Ctrl-C, so that nothing half-written stays
         signal.signal(signal.SIGTERM, _end)
+        keep_freed_memory()
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:

@@ -35,7 +35,10 @@ class TrainConfig:
     """How to train; the defaults are the SegFormer recipe."""
 
     iterations: int = 160_000
-    """Optimiser steps of the whole run."""
+    """Optimiser steps of the whole run, unless `time_budget` decides."""
+    time_budget: str | None = None
+    """Length of the run by the clock, such as "2h", "1h30m" or "45s", instead of `iterations`: the learning rate then
+    follows the time spent, so another machine takes another number of steps."""
     batch_size: int = 2
     """Clips a process and step."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -67,13 +70,22 @@ class TrainConfig:
     seed: int = 0
     """Decides initial weights, order and augmentation of the clips, dropout and drop path."""
     init: str | None = None
-    """Weights whose backbone starts the training: a file, a folder, a shipped name or a hub id; None is random."""
+    """Weights that start the training: a file, a folder, a shipped name or a hub id; None is random."""
+    init_part: Literal["backbone", "whole"] = "backbone"
+    """What to take of them: the backbone, or every tensor that fits by name and shape, as for fine-tuning to other
+    classes; what did not fit is named."""
+    ema: float = 0.0
+    """Decay a step of a running mean of the weights, which is what is then saved and scored; 0 saves the last ones.
+    Early on the decay is smaller, (1 + step) / (10 + step), so that the initial weights are soon forgotten."""
     class_weights: Literal["none", "sqrt_median", "median"] = "none"
     """Weights of the cross-entropy: ones; median frequency / frequency of the class; or the square root of that."""
     checkpoint_minutes: float = 10.0
     """Minutes between two checkpoints; there is always one at the end."""
     log_every: int = 20
     """Steps between two logged values."""
+    eval_every: int = 0
+    """Steps between two scores on eval.source, of which the best weights are kept; 0 for none. There is one at the
+    end."""
     channels_last: bool = False
     """Store convolution weights channels-last."""
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
@@ -94,11 +106,25 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"train.{name} is {value}; expected more than 0")
+        if not self.ema < 1:
+            raise ConfigError(f"train.ema is {self.ema}; expected less than 1, such as 0.999")
+        if self.time_budget is not None and not self.seconds:
+            raise ConfigError(f"train.time_budget is '{self.time_budget}'; expected a time such as 2h, 1h30m or 45s")
+
+    @property
+    def seconds(self) -> int | None:
+        """`time_budget` in seconds; None where `iterations` decide."""
+        if self.time_budget is None:
+            return None
+        found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", self.time_budget)
+        hours, minutes, seconds = (int(number or 0) for number in found.groups()) if found else (0, 0, 0)
+        return 3600 * hours + 60 * minutes + seconds
 
 
 _LEAST = {
     **dict.fromkeys(("iterations", "batch_size", "log_every", "nodes"), 1),
     **dict.fromkeys(("warmup", "weight_decay", "workers", "seed", "checkpoint_minutes", "momentum", "min_lr"), 0),
+    **dict.fromkeys(("ema", "eval_every"), 0),
 }
 
 

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 import steadyseg
 from steadyseg.engine import checkpoint
-from steadyseg.engine.checkpoint import check_classes, load_backbone, load_model, save_model
+from steadyseg.engine.checkpoint import load_backbone, load_model, save_model
 from steadyseg.models import method, sdcpc
+from steadyseg.models.base import check_classes
 from steadyseg.models.segformer import SegFormer, SegFormerConfig
 from steadyseg.types import CheckpointError, ConfigError
 
@@ -88,7 +89,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
 
 def test_class_counts_must_agree(tmp_path):
     with pytest.raises(CheckpointError, match="the weights know 19 classes, the data has 3"):
-        check_classes(build(classes=19), tiny.TinySource())
+        check_classes(build(classes=19), tiny.TinySource.classes)
     with pytest.raises(CheckpointError, match="19 classes"):
         save_model(tmp_path / "x.safetensors", build(classes=19), tiny.TinySource())
 

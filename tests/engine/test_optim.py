@@ -57,7 +57,7 @@ def test_rate_depends_on_the_step_alone():
     config = tiny.experiment(iterations=10, warmup=4, lr=0.5).train
     optimizer = build_optimizer(tiny.Tiny(tiny.Config(), 3), config)
     for step in (7, 3, 7):
-        rate = set_rate(optimizer, step, config)
+        rate = set_rate(optimizer, step, config, 10)
     assert rate == pytest.approx(0.5 * 0.3)
     assert {round(group["lr"], 9) for group in optimizer.param_groups} == {0.15, 1.5}
     assert isinstance(optimizer, torch.optim.AdamW)

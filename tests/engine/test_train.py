@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from steadyseg import config
 from steadyseg.engine import train as training
 from steadyseg.engine.checkpoint import load_model, save_model
+from steadyseg.engine.evaluate import evaluate
 from steadyseg.engine.train import InterruptError, seed_step, train
+from steadyseg.metrics import build
 from steadyseg.types import CheckpointError, ConfigError, DataError, SteadysegError
 
 
@@ -209,6 +212,121 @@ def test_initial_weights_start_the_backbone_only(tmp_path, monkeypatch):
         train(tiny.experiment(init=str(tmp_path / "init.safetensors")), tmp_path / "run")
     torch.testing.assert_close(built[0].backbone.state_dict(), model.backbone.state_dict())
     assert built[0].num_classes == 3
+
+
+def test_whole_initial_weights_keep_what_fits_and_name_the_rest(tmp_path, monkeypatch, caplog):
+    model = tiny.Tiny(tiny.Config(), 3)
+    other = tiny.Tiny(tiny.Config(), 5)
+    save_model(tmp_path / "same.safetensors", model)
+    save_model(tmp_path / "other.safetensors", other)
+    built = []
+    monkeypatch.setattr(training, "build_optimizer", lambda model, config: built.append(model) or 1 / 0)
+    for number, name in enumerate(("same", "other")):
+        with pytest.raises(ZeroDivisionError):
+            options = {"init": str(tmp_path / f"{name}.safetensors"), "init_part": "whole"}
+            train(tiny.experiment(**options), tmp_path / f"run{number}")
+    torch.testing.assert_close(built[0].state_dict(), model.state_dict())
+    torch.testing.assert_close(built[1].backbone.state_dict(), other.backbone.state_dict())
+    assert built[1].num_classes == 3
+    assert [record.message.partition(": ")[2] for record in caplog.records] == [
+        "what did not fit keeps its random start: head.weight, head.bias"
+    ]
+
+
+def test_the_running_mean_is_what_is_saved_and_survives_a_stop(tmp_path, monkeypatch):
+    steps = []
+    count = training._Run.count
+
+    def watch(self, seconds):
+        count(self, seconds)
+        steps.append({name: value.detach().clone() for name, value in self.model.named_parameters()})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Run, "count", watch)
+        whole = train(tiny.experiment(ema=0.4), tmp_path / "whole")
+    expected = steps[0]
+    for number, values in enumerate(steps[1:], start=1):
+        keep = min(0.4, (1 + number) / (10 + number))
+        expected = {name: keep * value + (1 - keep) * values[name] for name, value in expected.items()}
+    saved = load_file(whole)
+    for name, value in expected.items():
+        torch.testing.assert_close(saved[name], value)
+        assert not torch.equal(saved[name], steps[-1][name])
+    with monkeypatch.context() as patch:
+        with_hook(patch, lambda i: signal.raise_signal(signal.SIGTERM) if i == 9 else None)
+        with pytest.raises(InterruptError):
+            train(tiny.experiment(ema=0.4), tmp_path / "run")
+    assert_same_weights(whole, train(tiny.experiment(ema=0.4), tmp_path / "run", resume=True))
+
+
+def test_scores_on_the_way_keep_the_best_weights_over_a_stop(tmp_path, monkeypatch):
+    scores = iter([0.5, 0.7, 0.6, 0.1])
+    monkeypatch.setattr(training, "evaluate", lambda *args, **options: {"mIoU": next(scores)})
+    with monkeypatch.context() as patch:
+        with_hook(patch, lambda i: signal.raise_signal(signal.SIGTERM) if i == 11 else None)
+        with pytest.raises(InterruptError, match="step 6 of 8"):
+            train(tiny.experiment(eval_every=2), tmp_path / "run")
+    best = (tmp_path / "run" / "best.safetensors").read_bytes()
+    train(tiny.experiment(eval_every=2), tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "best.safetensors").read_bytes() == best
+    events = EventAccumulator(str(tmp_path / "run" / "log"))
+    events.Reload()
+    seen = [(event.step, round(event.value, 3)) for event in events.Scalars("mIoU")]
+    assert seen == [(2, 0.5), (4, 0.7), (6, 0.6), (8, 0.1)]
+
+
+def test_a_score_is_that_of_the_saved_weights(tmp_path):
+    train(tiny.experiment(eval_every=8, iterations=8, ema=0.5), tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run" / "log"))
+    events.Reload()
+    model, source = load_model(tmp_path / "run"), tiny.TinySource()
+    scores = evaluate(model, source, [build("iou", source)])
+    assert events.Scalars("mIoU")[-1].value == pytest.approx(scores["mIoU"])
+    assert_same_weights(tmp_path / "run" / "best.safetensors", tmp_path / "run" / "model.safetensors")
+
+
+def test_a_time_budget_ends_the_run_and_shapes_the_rate(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    with_hook(monkeypatch, lambda i: now.__setitem__(0, now[0] + 1.0))  # two seconds a step of two clips
+    options = {"iterations": 10**6, "time_budget": "40s", "warmup": 0, "lr": 0.01, "checkpoint_minutes": 100.0}
+    train(tiny.experiment(**options), tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run" / "log"))
+    events.Reload()
+    rates = {event.step: event.value for event in events.Scalars("lr")}
+    assert sorted(rates) == list(range(1, 21))
+    for step in (2, 5, 11, 20):
+        assert rates[step] == pytest.approx(0.01 * (1 - 2 * (step - 1) / 40), rel=0.02)
+
+
+def test_a_time_budget_goes_on_after_a_stop(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    options = {"time_budget": "20s", "checkpoint_minutes": 100.0}
+
+    def tick(i):
+        now[0] += 1.0
+        if i == 9:
+            signal.raise_signal(signal.SIGTERM)
+
+    with_hook(monkeypatch, tick)
+    with pytest.raises(InterruptError, match="stopped at step 5 of 10"):
+        train(tiny.experiment(**options), tmp_path / "run")
+    now[0] += 1000.0  # the pause does not count
+    with_hook(monkeypatch, lambda i: now.__setitem__(0, now[0] + 1.0))
+    train(tiny.experiment(**options), tmp_path / "run", resume=True)
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["step"] == 10
+    for wrong in ("soon", "2", "", "0s", "-1h"):
+        with pytest.raises(ConfigError, match="expected a time such as 2h"):
+            tiny.experiment(time_budget=wrong)
+
+
+def test_the_curves_are_a_picture(tmp_path):
+    train(tiny.experiment(eval_every=4), tmp_path / "run")
+    with Image.open(tmp_path / "run" / "curves.png") as picture:
+        assert picture.width == 800 and picture.height > 600  # three panels: loss, mIoU, learning rate
+        colours = picture.convert("RGB").getcolors(maxcolors=2**20)
+    assert len(colours) > 50
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -31,7 +31,7 @@ from steadyseg.engine.published import (
     read_model,
     read_safetensors,
 )
-from steadyseg.models.base import VideoSegmenter
+from steadyseg.models.base import VideoSegmenter, check_classes
 from steadyseg.types import CheckpointError, ConfigError
 
 FOLDER = Path(steadyseg.__file__).parent / "weights"
@@ -61,7 +61,7 @@ def save_model(path: Path, model: VideoSegmenter, source: VideoSource | None = N
             written.
     """
     if source is not None:
-        check_classes(model, source)
+        check_classes(model, source.classes)
         model.classes, model.palette = source.classes, source.palette
     about = {
         "method": _method_name(model),
@@ -150,13 +150,28 @@ def load_backbone(model: VideoSegmenter, path: str | Path) -> None:
     _fill(model.backbone, state, f"{place}: backbone", model.backbone.unpublished)
 
 
-def check_classes(model: VideoSegmenter, source: VideoSource) -> None:
-    """Raise CheckpointError unless `model` predicts as many classes as `source` has."""
-    if model.num_classes != len(source.classes):
-        raise CheckpointError(
-            f"the weights know {model.num_classes} classes, the data has {len(source.classes)}; "
-            "use weights trained on these classes"
-        )
+def load_fitting(model: VideoSegmenter, path: str | Path) -> str:
+    """Start `model` from every tensor of other weights that fits it by name and shape; the rest stays as it is.
+
+    Args:
+        model: any method.
+        path: as in `load_model`.
+
+    Returns:
+        What stayed as it was, as a list for a reader; empty if all of the model was filled.
+
+    Raises:
+        CheckpointError: as `load_model`; also if the backbone does not fit.
+    """
+    place = _locate(path)
+    weights = _read_own(place) if place.suffix == ".safetensors" else read_model(place)
+    with in_file(place):
+        state = _renewed(model.backbone, weights.state)
+    own = model.state_dict()
+    _fill(model.backbone, below(state, "backbone."), f"{place}: backbone")
+    fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
+    model.load_state_dict(own | fitting)
+    return _some([key for key in own if key not in fitting])
 
 
 # ---- from a file to a model --------------------------------------------------------------------------------------

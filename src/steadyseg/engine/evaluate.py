@@ -10,10 +10,9 @@ from torch import Tensor, distributed
 
 from steadyseg.config import EvalConfig
 from steadyseg.data.source import VideoSource
-from steadyseg.engine.checkpoint import check_classes
 from steadyseg.engine.stream import segment
 from steadyseg.metrics.base import Metric
-from steadyseg.models.base import VideoSegmenter
+from steadyseg.models.base import VideoSegmenter, check_classes
 
 
 @torch.inference_mode()
@@ -44,7 +43,7 @@ def evaluate(
         CheckpointError: if model and source differ in their number of classes.
         DataError: if a frame cannot be read.
     """
-    check_classes(model, source)
+    check_classes(model, source.classes)
     config = config or EvalConfig()
     shared = distributed.is_available() and distributed.is_initialized()
     rank, processes = (distributed.get_rank(), distributed.get_world_size()) if shared else (0, 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from steadyseg.config import TrainConfig
 from steadyseg.models.base import VideoSegmenter
@@ -45,15 +47,30 @@ def poly(
     return share
 
 
-def set_rate(optimizer: Optimizer, step: int, config: TrainConfig) -> float:
-    """Set every group's learning rate for a step; returns the backbone's.
+def build_average(model: VideoSegmenter, decay: float) -> AveragedModel | None:
+    """Build the running mean of a model's parameters; None for a decay of 0.
 
-    The rate is a function of the step alone, so a resumed run needs no scheduler state.
+    After its n-th update an average keeps min(decay, (1 + n) / (10 + n)) of itself. Buffers, such as the statistics of
+    batch norms, are the model's own.
+    """
+
+    def move(averages: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
+        share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        for average, value in zip(averages, values, strict=True):
+            average.lerp_(value, share)
+
+    return AveragedModel(model, multi_avg_fn=move) if decay else None  # type: ignore[arg-type]
+
+
+def set_rate(optimizer: Optimizer, step: int, config: TrainConfig, iterations: int) -> float:
+    """Set every group's learning rate for a step of a run of `iterations`; returns the backbone's.
+
+    The rate needs no other state, so a resumed run has no scheduler to restore.
     """
     for group in optimizer.param_groups:
         share = poly(
             step,
-            iterations=config.iterations,
+            iterations=iterations,
             warmup=config.warmup,
             power=config.power,
             least=min(config.min_lr / group["base"], 1.0),

@@ -9,15 +9,15 @@ resumed takes the very same steps as one that was not.
 from __future__ import annotations
 
 import json
+import logging
 import random
 import signal
-import threading
+import sys
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
-from datetime import timedelta
+from collections.abc import Callable, Generator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,11 +25,9 @@ import yaml
 from lightning.fabric import Fabric
 from lightning.fabric.loggers import TensorBoardLogger
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
-from rich.text import Text
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
 from steadyseg import models
@@ -37,17 +35,26 @@ from steadyseg.config import Experiment, TrainConfig, load, to_dict
 from steadyseg.data import open_source
 from steadyseg.data.clips import DataConfig, median_frequency_weights, start_worker, training_clips
 from steadyseg.data.source import VideoSource
-from steadyseg.engine.checkpoint import load_backbone, save_model
-from steadyseg.engine.optim import build_optimizer, set_rate
+from steadyseg.engine.checkpoint import load_backbone, load_fitting, save_model
+from steadyseg.engine.curves import draw
+from steadyseg.engine.evaluate import evaluate
+from steadyseg.engine.optim import build_average, build_optimizer, set_rate
+from steadyseg.engine.progress import Bar
 from steadyseg.engine.published import read_pickle
+from steadyseg.engine.signals import Stop, stop_signals
+from steadyseg.metrics import build
 from steadyseg.models.base import VideoSegmenter
 from steadyseg.types import CheckpointError, Clip, ConfigError, DataError, SteadysegError
 
-CHECKPOINT, MODEL, CONFIG, LOG = "last.ckpt", "model.safetensors", "config.yaml", "log"
+CHECKPOINT, MODEL, BEST, CONFIG, LOG = "last.ckpt", "model.safetensors", "best.safetensors", "config.yaml", "log"
+CURVES = "curves.png"
 WORKER_GRACE = 60
 """Seconds that a worker goes on after SIGTERM, for the training process to finish its step."""
 FREE = ("train.workers", "train.checkpoint_minutes", "train.log_every", "data.cache_mb")
 """Options that may change between a stop and its resumption, since no result depends on them."""
+
+
+_LOG = logging.getLogger(__name__)
 
 
 class InterruptError(SteadysegError):
@@ -62,8 +69,9 @@ def train(experiment: Experiment, out: Path, *, resume: bool = False) -> Path:
     """Train, and save checkpoints, logs and the final weights.
 
     Writes to `out`: config.yaml (the experiment, defaults written out), log/ (TensorBoard: the loss terms, their sum,
-    the learning rate), last.ckpt (all that resuming needs) and, at the end, model.safetensors. SIGINT and SIGTERM
-    let the step finish and save.
+    the learning rate, the scores), curves.png (the same as a picture), last.ckpt (all that resuming needs),
+    best.safetensors (the weights with the highest mIoU, where `eval_every` is set) and, at the end, model.safetensors.
+    SIGINT and SIGTERM let the step finish and save.
 
     Args:
         experiment: what to train.
@@ -81,54 +89,55 @@ def train(experiment: Experiment, out: Path, *, resume: bool = False) -> Path:
     """
     config = experiment.train
     sources = _open(experiment.data)  # first, so that missing data starts no processes
+    scored = open_source(experiment.eval.source) if config.eval_every else None
     fabric = _launch(config)
     _agree(fabric, lambda: _problem(experiment, out, resume))
     model = _build(experiment, sources[0], fabric)
     dataset = training_clips(experiment.data, model.offsets, config.seed, dense=model.needs_dense_labels)
     _agree(fabric, lambda: _begin(experiment, out))  # what a mistake in the data or in `init` leaves behind is nothing
     network, optimizer = fabric.setup(_Terms(model), build_optimizer(model, config))
-    step = _restore(out / CHECKPOINT, fabric, model, optimizer)
-    if step == 0 and config.class_weights != "none":
-        weights = median_frequency_weights(sources)
-        model.class_weights.copy_(weights.sqrt() if config.class_weights == "sqrt_median" else weights)
+    run = _Run(experiment, fabric, model, optimizer, build_average(model, config.ema))
+    run.restore(out / CHECKPOINT)
+    if run.step == 0:
+        _weigh_classes(model, sources, config)
     model.train()
 
-    logger = TensorBoardLogger(out, name=LOG, version="", purge_step=step + 1) if fabric.is_global_zero else None
-    saved = time.monotonic()
-    bar = _Bar(config.iterations, step, show=fabric.is_global_zero)
-    with closing(_clips(dataset, config, step, fabric)) as clips, bar, stop_signals() as stop:
+    logger = TensorBoardLogger(out, name=LOG, version="", purge_step=run.step + 1) if fabric.is_global_zero else None
+    begun, saved = time.monotonic() - run.seconds, time.monotonic()
+    bar = Bar(run.step, run.iterations, show=fabric.is_global_zero)
+    with closing(_clips(dataset, config, run, fabric)) as clips, bar, stop_signals() as stop:
         for clip in clips:
-            rate = set_rate(optimizer, step, config)
-            seed_step(config.seed, step, fabric.global_rank)
+            rate = set_rate(optimizer, run.step, config, run.iterations)
+            seed_step(config.seed, run.step, fabric.global_rank)
             terms: dict[str, Tensor] = network(clip.frames, clip.labels, clip.index)
-            loss = torch.stack(tuple(terms.values())).sum()
-            named, stopped = _share(terms, stop, fabric)
-            _check_finite(named, "loss term", step)
+            named, stopped, seconds = _share(terms, stop, time.monotonic() - begun, fabric)
+            _check_finite(named, "loss term", run.step)
 
-            fabric.backward(loss)
-            if config.clip_norm is not None:
-                norm = fabric.clip_gradients(network, optimizer, max_norm=config.clip_norm, error_if_nonfinite=False)
-                assert norm is not None
-                if config.precision != "16-mixed":  # whose scaler skips such a step and lowers its scale
-                    _check_finite({"norm": float(norm)}, "gradient", step)
+            fabric.backward(torch.stack(tuple(terms.values())).sum())
+            _clip_gradients(run, network)
             optimizer.step()
             optimizer.zero_grad()
-            step += 1
+            run.count(seconds)
 
-            done = step == config.iterations
-            written = done or step % config.log_every == 0
-            bar.advance(step, named, rate, written=written)
+            logged = {"loss": sum(named.values()), "lr": rate, **{f"loss/{name}": x for name, x in named.items()}}
+            written = run.is_done or run.step % config.log_every == 0
+            bar.advance(run.step, run.iterations, named, rate, written=written)
+            if scored is not None and (run.is_done or run.step % config.eval_every == 0):
+                logged["mIoU"], written = run.score(scored, out / BEST, sources[0]), True
+                bar.say(f"step {run.step}/{run.iterations}  mIoU {logged['mIoU']:.4f}, best {run.best:.4f}")
             if logger and written:
-                logged = {f"loss/{name}": value for name, value in named.items()}
-                logger.log_metrics({"loss": sum(named.values()), "lr": rate, **logged}, step)
-            if logger and (done or stopped or time.monotonic() - saved >= 60 * config.checkpoint_minutes):
+                logger.log_metrics(logged, run.step)
+            if logger and (run.is_done or stopped or time.monotonic() - saved >= 60 * config.checkpoint_minutes):
                 logger.save()  # first, so that the log never ends before the checkpoint
-                _save(out / CHECKPOINT, step, experiment=experiment, fabric=fabric, model=model, optimizer=optimizer)
+                run.save(out / CHECKPOINT)
+                draw(out / LOG, out / CURVES)
                 saved = time.monotonic()
-            if stopped and not done:
-                raise InterruptError(f"stopped at step {step} of {config.iterations}; --resume goes on", stopped)
+            if run.is_done:
+                break
+            if stopped:
+                raise InterruptError(f"stopped at step {run.step} of {run.iterations}; --resume goes on", stopped)
     if fabric.is_global_zero:
-        save_model(out / MODEL, model, sources[0])
+        save_model(out / MODEL, run.kept, sources[0])
     fabric.barrier()
     return out / MODEL
 
@@ -238,13 +247,24 @@ def _build(experiment: Experiment, source: VideoSource, fabric: Fabric) -> Video
     torch.manual_seed(config.seed)
     model = models.method(experiment.method)(experiment.model, len(source.classes))
     model.classes, model.palette = source.classes, source.palette
-    if config.init is not None:
+    if config.init is not None and config.init_part == "whole":
+        left = load_fitting(model, config.init)
+        if left and fabric.is_global_zero:
+            _LOG.warning("%s: what did not fit keeps its random start: %s", config.init, left)
+    elif config.init is not None:
         load_backbone(model, config.init)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if config.channels_last:
         nn.Module.to(model, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
+
+
+def _weigh_classes(model: VideoSegmenter, sources: list[VideoSource], config: TrainConfig) -> None:
+    """Set the model's class weights as the config says."""
+    if config.class_weights != "none":
+        weights = median_frequency_weights(sources)
+        model.class_weights.copy_(weights.sqrt() if config.class_weights == "sqrt_median" else weights)
 
 
 # ---- inside the loop ---------------------------------------------------------------------------------------------
@@ -258,13 +278,15 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     random.seed(drawn)
 
 
-def _clips(dataset: Dataset[Clip], config: TrainConfig, step: int, fabric: Fabric) -> Generator[Clip]:
-    """Yield this process's batches from `step` on; sample numbers are dealt to the processes in turn."""
+def _clips(dataset: Dataset[Clip], config: TrainConfig, run: _Run, fabric: Fabric) -> Generator[Clip]:
+    """Yield this process's batches of the steps to come; sample numbers are dealt to the processes in turn."""
     together = config.batch_size * fabric.world_size
+    last = config.iterations * together if config.seconds is None else sys.maxsize
+    numbers = () if run.is_done else range(run.step * together + fabric.global_rank, last, fabric.world_size)
     loader = DataLoader(
         dataset,
         batch_size=config.batch_size,
-        sampler=range(step * together + fabric.global_rank, config.iterations * together, fabric.world_size),
+        sampler=numbers,
         num_workers=config.workers,
         collate_fn=Clip.stack,
         pin_memory=fabric.device.type == "cuda",
@@ -292,12 +314,22 @@ def _prepare_worker(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(WORKER_GRACE) and None)
 
 
-def _share(terms: dict[str, Tensor], stop: _Stop, fabric: Fabric) -> tuple[dict[str, float], int]:
-    """Return the mean of every term over all processes, and the number of the signal that any of them got, or 0."""
+def _share(terms: dict[str, Tensor], stop: Stop, seconds: float, fabric: Fabric) -> tuple[dict[str, float], int, float]:
+    """Return the terms' means over all processes, the number of the signal that any got, or 0, and mean seconds."""
     numbers = torch.stack([*(term.detach().float() for term in terms.values())])  # [terms]
-    message = torch.cat((numbers / fabric.world_size, numbers.new_tensor([stop.number])))  # [terms + 1]
-    *values, signals = fabric.all_reduce(message, reduce_op="sum").tolist()  # type: ignore[union-attr]
-    return dict(zip(terms, values, strict=True)), stop.number or (int(signal.SIGTERM) if signals else 0)
+    message = torch.cat((numbers / fabric.world_size, numbers.new_tensor([seconds / fabric.world_size, stop.number])))
+    *values, seconds, signals = fabric.all_reduce(message, reduce_op="sum").tolist()  # type: ignore[union-attr]
+    return dict(zip(terms, values, strict=True)), stop.number or (int(signal.SIGTERM) if signals else 0), seconds
+
+
+def _clip_gradients(run: _Run, network: nn.Module) -> None:
+    """Shorten the gradient to the config's norm; one that is not finite is an error."""
+    config = run.experiment.train
+    if config.clip_norm is not None:
+        norm = run.fabric.clip_gradients(network, run.optimizer, max_norm=config.clip_norm, error_if_nonfinite=False)
+        assert norm is not None
+        if config.precision != "16-mixed":  # whose scaler skips such a step and lowers its scale
+            _check_finite({"norm": float(norm)}, "gradient", run.step)
 
 
 def _check_finite(values: dict[str, float], what: str, step: int) -> None:
@@ -307,112 +339,93 @@ def _check_finite(values: dict[str, float], what: str, step: int) -> None:
         raise SteadysegError(f"{what} {', '.join(bad)} at step {step}; {advice}")
 
 
-class _Stop:
-    """The number of the signal that asked to stop, or 0."""
-
-    number = 0
+# ---- checkpoint -------------------------------------------------------------------------------------
 
 
-@contextmanager
-def stop_signals() -> Iterator[_Stop]:
-    """Turn the first SIGINT or SIGTERM into a wish to stop; the second acts as usual. Only in the main thread."""
-    stop = _Stop()
-    before: dict[int, Any] = {}
+class _Run:
+    """What a checkpoint holds, and where the run stands."""
 
-    def remember(number: int, frame: object) -> None:
-        stop.number = number
-        restore()
+    def __init__(
+        self,
+        experiment: Experiment,
+        fabric: Fabric,
+        model: VideoSegmenter,
+        optimizer: Optimizer,
+        average: AveragedModel | None,
+    ) -> None:
+        self.experiment, self.fabric = experiment, fabric
+        self.model, self.optimizer, self.average = model, optimizer, average
+        self.step, self.seconds, self.best = 0, 0.0, -1.0
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        before.clear()
+    @property
+    def kept(self) -> VideoSegmenter:
+        """The model whose weights are scored and saved."""
+        return self.model if self.average is None else cast("VideoSegmenter", self.average.module)
 
-    if threading.current_thread() is threading.main_thread():
-        before.update({number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)})
-    try:
-        yield stop
-    finally:
-        restore()
+    @property
+    def iterations(self) -> int:
+        """Steps of the whole run; with a time budget an estimate, from the pace so far."""
+        config = self.experiment.train
+        if config.seconds is None:
+            return config.iterations
+        share = min(self.seconds / config.seconds, 1.0)
+        return max(round(self.step / share), self.step + (share < 1)) if self.step else 1
 
+    @property
+    def is_done(self) -> bool:
+        config = self.experiment.train
+        return self.step >= config.iterations if config.seconds is None else self.seconds >= config.seconds
 
-# ---- checkpoint and progress -------------------------------------------------------------------------------------
+    def count(self, seconds: float) -> None:
+        """Note that a step was taken, `seconds` after the start."""
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.step += 1
+        self.seconds = seconds
 
+    def score(self, source: VideoSource, path: Path, known: VideoSource) -> float:
+        """Return mIoU on `source`, of which every process takes its share; the best weights so far go to `path`."""
+        training = self.kept.training
+        score = evaluate(self.kept.eval(), source, [build("iou", source)], config=self.experiment.eval)["mIoU"]
+        self.kept.train(training)
+        if score > self.best and self.fabric.is_global_zero:
+            save_model(path, self.kept, known)
+        self.best = max(self.best, score)
+        return score
 
-def _save(
-    path: Path, step: int, *, experiment: Experiment, fabric: Fabric, model: VideoSegmenter, optimizer: Optimizer
-) -> None:
-    """Write all that resuming needs, so that `path` holds the old or the new checkpoint at any moment."""
-    state = {
-        "step": step,
-        "model": model.state_dict(),
-        "class_weights": model.class_weights,
-        "optimizer": optimizer.state_dict(),
-        "precision": fabric.strategy.precision.state_dict(),
-        "experiment": json.dumps(to_dict(experiment)),
-    }
-    partial = path.with_name(f"{path.name}.part")
-    try:
-        torch.save(state, partial)
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {path}: {' '.join(str(error).split())}; make room there") from error
+    def save(self, path: Path) -> None:
+        """Write all that resuming needs, so that `path` holds the old or the new checkpoint at any moment."""
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "class_weights": self.model.class_weights,
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "experiment": json.dumps(to_dict(self.experiment)),
+        }
+        partial = path.with_name(f"{path.name}.part")
+        try:
+            torch.save(state, partial)
+            partial.replace(path)
+        except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
+            partial.unlink(missing_ok=True)
+            raise CheckpointError(f"cannot write {path}: {' '.join(str(error).split())}; make room there") from error
 
-
-def _restore(path: Path, fabric: Fabric, model: VideoSegmenter, optimizer: Optimizer) -> int:
-    """Load a checkpoint if there is one; returns the number of steps taken."""
-    if not path.is_file():
-        return 0
-    state = read_pickle(path)
-    try:
-        model.load_state_dict(state["model"])
-        model.class_weights.copy_(state["class_weights"])
-        optimizer.load_state_dict(state["optimizer"])
-        fabric.strategy.precision.load_state_dict(state["precision"])
-        return int(state["step"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path} does not fit this experiment: {' '.join(str(error).split())}") from error
-
-
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:.2f} it/s")
-
-
-class _Bar:
-    """A progress bar on a terminal, plain lines elsewhere."""
-
-    def __init__(self, total: int, done: int, *, show: bool) -> None:
-        self.console = Console(stderr=True, quiet=not show)
-        columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(), _Speed(), TimeRemainingColumn())
-        self.bar = Progress(
-            *columns,
-            TextColumn("{task.description}"),
-            console=self.console,
-            refresh_per_second=2,
-            disable=not self.console.is_terminal,
-        )
-        self.task: TaskID = self.bar.add_task("", total=total, completed=done)
-        self.begun, self.first, self.total = time.monotonic(), done, total
-
-    def __enter__(self) -> _Bar:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    def advance(self, step: int, terms: dict[str, float], rate: float, *, written: bool) -> None:
-        """Show a finished step; `written` steps become a line where there is no terminal."""
-        if not written and not self.console.is_terminal:
+    def restore(self, path: Path) -> None:
+        """Load a checkpoint if there is one."""
+        if not path.is_file():
             return
-        loss = f"loss {sum(terms.values()):.4f}"
-        if len(terms) > 1:
-            loss += " (" + ", ".join(f"{name} {value:.4f}" for name, value in terms.items()) + ")"
-        self.bar.update(self.task, completed=step, description=loss)
-        if written and not self.console.is_terminal:
-            speed = (step - self.first) / (time.monotonic() - self.begun)
-            left = timedelta(seconds=round((self.total - step) / speed))
-            line = f"step {step}/{self.total}  {loss}  lr {rate:.2e}  {speed:.2f} it/s  {left} left"
-            self.console.print(line, highlight=False, soft_wrap=True)
+        state = read_pickle(path)
+        try:
+            self.model.load_state_dict(state["model"])
+            self.model.class_weights.copy_(state["class_weights"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.fabric.strategy.precision.load_state_dict(state["precision"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            self.step, self.seconds, self.best = int(state["step"]), float(state["seconds"]), float(state["best"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{path} does not fit this experiment: {' '.join(str(error).split())}") from error

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from steadyseg.backbones import Backbone, NormEps, build_backbone
-from steadyseg.types import IGNORE, Clip, ConfigError, ShapeError, check_shape, default_palette
+from steadyseg.types import IGNORE, CheckpointError, Clip, ConfigError, ShapeError, check_shape, default_palette
 
 State = Any
 """A NamedTuple of tensors, ints and tuples of them; each method declares its own, in its own file."""
@@ -238,6 +238,15 @@ def check_options(config: ModelConfig, *rules: tuple[str, bool, str]) -> None:
             value = attrgetter(name)(config)
             shown = list(value) if isinstance(value, tuple) else value  # as a config file writes it
             raise ConfigError(f"model.{name} is {shown}; expected {expected}")
+
+
+def check_classes(model: VideoSegmenter, classes: Sequence[str]) -> None:
+    """Raise CheckpointError unless `model` predicts as many classes as the data has."""
+    if model.num_classes != len(classes):
+        raise CheckpointError(
+            f"the weights know {model.num_classes} classes, the data has {len(classes)}; use weights trained on these "
+            "classes"
+        )
 
 
 def check_same(frame: Tensor, size: tuple[int, int, int] | None) -> tuple[int, int, int]:

@@ -102,7 +102,8 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(table, rows, weight)
-        return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weight)
+        return F.embedding_bag(rows, table.detach(), mode="sum", per_sample_weights=weight.detach())  # else it keeps
+        # what its own backward pass would need
 
     @staticmethod
     @once_differentiable
@@ -114,8 +115,9 @@ class _GatherRows(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             column, entry = rows.flatten().int().sort()  # [M * J]; 32 bits sort twice as fast
             starts = torch.searchsorted(column, torch.arange(len(table), dtype=torch.int32))  # [R]
+            bag = torch.arange(len(rows)).repeat_interleave(count)  # [M * J]; looking up is faster than dividing
             entry_weight = weight.flatten()[entry]
-            grad_table = F.embedding_bag(entry // count, grad, starts, mode="sum", per_sample_weights=entry_weight)
+            grad_table = F.embedding_bag(bag[entry], grad, starts, mode="sum", per_sample_weights=entry_weight)
         if ctx.needs_input_grad[2]:
             grad_weight = _sampled_product(grad, table, rows)
         return grad_table, None, grad_weight

@@ -1,0 +1,28 @@
+"""How the C library hands out memory: a choice for the whole process, so only programs make it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Numbers of glibc's mallopt."""
+_LARGEST = 2**31 - 1
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep memory that it frees, in huge pages; to be called before the first large tensor.
+
+    By default glibc gives every large block back to the system when it is freed, and the system clears it page by page
+    when the next tensor asks for it, which is a tenth to a sixth of the time of a network on the CPU. Blocks that are
+    kept are used again, so the peak stays that of the largest working set. An environment that sets one of glibc's or
+    torch's own variables for this is left alone, and so is another C library.
+    """
+    if sys.platform != "linux" or {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys():
+        return
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first large tensor
+    library = ctypes.CDLL(None)
+    if hasattr(library, "gnu_get_libc_version"):
+        library.mallopt(_TRIM_THRESHOLD, _LARGEST)
+        library.mallopt(_MMAP_THRESHOLD, _LARGEST)
