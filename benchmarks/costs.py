@@ -1,6 +1,7 @@
 """Count parameters and multiply-adds of every shipped config, at its test size; mostly from shapes alone.
 
-    python benchmarks/costs.py
+    python benchmarks/costs.py              all of them
+    python benchmarks/costs.py NAME ...     only these, into the numbers of the others
 
 Writes src/steadyseg/configs/costs.json, which `steadyseg list` shows. Multiply-adds are those of the layers as the
 papers write them ("published"), without the matrix products inside attention: for a method that looks ahead, of one
@@ -12,6 +13,7 @@ for real, with random weights.
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import torch
@@ -52,7 +54,9 @@ def count(name: str) -> dict[str, float | str | list[int]]:
 
 def main() -> None:
     """Write the file."""
-    found = {name: count(name) for name in track(config.names(), "counting")}
+    wanted = sys.argv[1:] or config.names()
+    known = {name: numbers for name, numbers in config.costs().items() if name in config.names()}
+    found = dict(sorted({**known, **{name: count(name) for name in track(wanted, "counting")}}.items()))
     (config.FOLDER / "costs.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

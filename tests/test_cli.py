@@ -194,11 +194,26 @@ def test_train_eval_and_predict_with_what_was_trained(tmp_path: Path, capsys: py
     report = json.loads(capsys.readouterr().out)
     assert set(report["scores"]) >= {"mIoU", "wIoU"}
     assert 0 <= report["scores"]["mIoU"] <= 1
+    each = [value for value in report["IoU"].values() if value is not None]
+    assert len(report["IoU"]) == 11 and sum(each) / len(each) == pytest.approx(report["scores"]["mIoU"])
     assert (
         cli.main([*scored, "--metrics", "iou,vc", "--protocol", "full", "--base", "64x96", "--resize", "align32"]) == 0
     )
     text = capsys.readouterr().out
-    assert "mVC16" in text and "undefined" in text and "(full)" in text
+    assert "mVC16" in text and "undefined" in text and "(full)" in text and next(iter(report["IoU"])) not in text
+    assert cli.main([*scored, "--metrics", "iou", "--per-class", "--only", "*"]) == 0
+    assert all(name in text for text in [capsys.readouterr().out] for name in report["IoU"])
+    assert cli.main([*scored, "--only", "nothing*"]) == 2
+    assert "no video matches 'nothing*'; expected a pattern for names such as" in capsys.readouterr().err
+
+
+def test_train_takes_a_time_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "smoke_streets", "--out", str(tmp_path / "run"), "data.train.0.length=4", "data.train.0.videos=1"]
+    assert cli.main([*words, "--time-budget", "soon"]) == 2
+    assert "train.time_budget is 'soon'; expected a time such as 2h, 1h30m or 45s" in capsys.readouterr().err
+    assert cli.main([*words, "--time-budget", "1s"]) == 0
+    assert "for 1s" in capsys.readouterr().out
+    assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
 def test_eval_takes_data_and_sizes_from_a_config(

@@ -155,6 +155,7 @@ def evaluate(
     config: str | None = None,
     root: str | None = None,
     split: str | None = None,
+    only: str | None = None,
     metrics: str | None = None,
     absent: Literal["skip", "zero", "mpvss"] = "skip",
     protocol: Literal["auto", "vspw", "cffm_skip16", "full", "strict", "mixed"] = "auto",
@@ -164,6 +165,7 @@ def evaluate(
     occlusion: bool = False,
     base: str | None = None,
     resize: Literal["exact", "align32"] | None = None,
+    per_class: bool = False,
     device: Device = "auto",
     json: bool = False,
 ) -> None:
@@ -178,6 +180,7 @@ def evaluate(
         config: a config, by file or name, whose eval section gives what --data, --split, --base and --resize do not.
         root: folder of the data; $STEADYSEG_DATA and its name if not given.
         split: which part of it; val if neither this nor a config says.
+        only: only the videos whose names match this pattern, such as "Seq05VD*".
         metrics: any of iou (mIoU, wIoU), vc (mVC8, mVC16) and tc (TC), with commas; what suits the data if not given.
         absent: what mIoU does with classes that have no ground truth.
         protocol: of mVC; auto is vspw for VSPW, else full.
@@ -187,6 +190,7 @@ def evaluate(
         occlusion: leave pixels that are hidden in the next frame out of TC.
         base: scale frames to fit these sides, such as 512x1024, before the model; labels keep their size.
         resize: then keep the size (exact, if nothing else is said), or stretch it to multiples of 32 (align32).
+        per_class: also show the IoU of every class; JSON always has it.
         device: where to run.
         json: print one JSON document.
     """
@@ -201,7 +205,7 @@ def evaluate(
     sizes: dict[str, Any] = {"base": _size(base, "--base") if base else None, "resize": resize}
     section = replace(section, **{name: value for name, value in sizes.items() if value is not None})
     entry = section.source if data is None else SourceConfig(source=data, split="val")
-    place: dict[str, Any] = {"root": root, "split": split}
+    place: dict[str, Any] = {"root": root, "split": split, "only": only}
     entry = replace(entry, **{name: value for name, value in place.items() if value is not None})
     variants = scoring.MetricConfig(
         absent=absent, protocol=protocol, flow=flow, flow_root=flow_root, mode=tc_mode, occlusion=occlusion
@@ -217,11 +221,25 @@ def evaluate(
         for start in section.starts:
             network = _load(model, device, method, {**changes, "start": start} if start else changes)
             scores = engine.evaluate(network, source, scorers, config=section, on_frame=advance)
-    where = {"data": entry.source, "split": entry.split, "base": section.base, "resize": section.resize}
+    where = {
+        "data": entry.source,
+        "split": entry.split,
+        "only": entry.only,
+        "base": section.base,
+        "resize": section.resize,
+    }
     how = {"method": method, "interval": interval, "options": options or None, "starts": section.starts}
-    about = {"model": model, **how, **where}
+    about = {"model": model, **how, **where, "base": section.base, "resize": section.resize}
     protocols = [scorer.protocol for scorer in scorers]
-    console.scores({**about, "scores": scores, "protocols": protocols}, as_json=json)
+    classes = {name: value for scorer in scorers for name, value in _each_class(scorer, source.classes).items()}
+    report = {**about, "scores": scores, "protocols": protocols, "IoU": classes}
+    console.scores(report, per_class=per_class, as_json=json)
+
+
+def _each_class(metric: object, classes: Sequence[str]) -> dict[str, float]:
+    """Return the IoU of every class from a metric that has it."""
+    each = metric.per_class().tolist() if hasattr(metric, "per_class") else []
+    return dict(zip(classes, each, strict=False))
 
 
 def data_check(source: str, *, root: str | None = None, split: str = "train") -> int:

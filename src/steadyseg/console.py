@@ -61,15 +61,18 @@ def progress(name: str, total: int | None) -> Iterator[Callable[[], None]]:
         yield advance
 
 
-def scores(report: dict[str, Any], *, as_json: bool) -> None:
+def scores(report: dict[str, Any], *, per_class: bool, as_json: bool) -> None:
     """Show the scores that the command eval took, in percent, and how each was taken; or all as JSON."""
     if as_json:
-        defined = {name: None if math.isnan(value) else value for name, value in report["scores"].items()}
-        line(json.dumps({**report, "scores": defined}, indent=2))
+        defined = {
+            kind: {name: None if math.isnan(value) else value for name, value in report[kind].items()}
+            for kind in ("scores", "IoU")
+        }
+        line(json.dumps({**report, **defined}, indent=2))
         return
     rows = table("metric", "%")
-    for name, value in report["scores"].items():
-        rows.add_row(name, "undefined" if math.isnan(value) else f"{100 * value:.2f}")
+    for name, value in {**report["scores"], **(report["IoU"] if per_class else {})}.items():
+        rows.add_row(escape(name), "undefined" if math.isnan(value) else f"{100 * value:.2f}")
     out.print(rows)
     for protocol in report["protocols"]:
         line(protocol)

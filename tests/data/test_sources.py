@@ -49,3 +49,13 @@ def test_streets_need_no_root(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_weight_must_be_positive() -> None:
     with pytest.raises(ConfigError, match="weight of source 'vspw' is 0"):
         SourceConfig(source="vspw", weight=0)
+
+
+def test_only_the_videos_that_match():
+    every = open_source(SourceConfig(split="val", videos=12))
+    some = open_source(SourceConfig(split="val", videos=12, only="val-001*"))
+    assert some.names == ("val-0010", "val-0011") == every.names[10:]
+    with pytest.raises(
+        ConfigError, match=r"no video matches 'test\*'; expected a pattern for names such as val-0000, "
+    ):
+        open_source(SourceConfig(split="val", videos=12, only="test*"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,8 @@ class SourceConfig:
     """Folder of the data set; None is $STEADYSEG_DATA/<source>, for davis also davis2016val. Streets needs none."""
     split: str = "train"
     """Usually train, val or test."""
+    only: str | None = None
+    """Only the videos whose names match this pattern, such as "Seq05VD*"; None for all."""
     still: bool = False
     """Training clips come from single labelled frames moved by a random camera path, not from real neighbours."""
     weight: float = 1.0
@@ -63,19 +66,31 @@ def open_source(config: SourceConfig) -> VideoSource:
     """Open one split; only the file of that data set is imported.
 
     Raises:
-        ConfigError: if the name or the split is unknown, no folder is given or found, or streets is given one.
+        ConfigError: if the name or the split is unknown, no folder is given or found, streets is given one, or no
+            video matches `only`.
         DataError: if the folder does not hold the data set.
     """
     if config.source not in _SOURCES:
         near = difflib.get_close_matches(config.source, _SOURCES, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(_SOURCES)}"
         raise ConfigError(f"unknown source '{config.source}'{hint}")
-    source = getattr(import_module(f"{__name__}.{config.source}"), _SOURCES[config.source])
+    kind = getattr(import_module(f"{__name__}.{config.source}"), _SOURCES[config.source])
     if config.source == "streets":
         if config.root is not None:
             raise ConfigError(f"source 'streets' is made, not read; leave its root {config.root} out")
-        return source(split=config.split, size=config.size, length=config.length, videos=config.videos)
-    return source(_root(config), config.split)
+        source = kind(split=config.split, size=config.size, length=config.length, videos=config.videos)
+    else:
+        source = kind(_root(config), config.split)
+    return source if config.only is None else _select(source, config.only)
+
+
+def _select(source: VideoSource, only: str) -> VideoSource:
+    chosen = tuple(name for name in source.names if fnmatchcase(name, only))
+    if not chosen:
+        shown = ", ".join(source.names[:8]) + (" and others" if len(source.names) > 8 else "")
+        raise ConfigError(f"no video matches '{only}'; expected a pattern for names such as {shown}")
+    source.names = chosen
+    return source
 
 
 def _root(config: SourceConfig) -> Path:
