@@ -80,8 +80,7 @@ def gather_rows(tokens: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         float [B, M, C]; gradients flow to `tokens` and `weight`.
     """
     b, n, c = tokens.shape
-    start = torch.arange(b, device=index.device)[:, None, None] * n
-    rows = (index + start).flatten(0, 1)  # [B * M, J]
+    rows = _rows(index, n)  # [B * M, J]
     table = tokens.reshape(b * n, c)
     weight = weight.flatten(0, 1)  # [B * M, J]
     if table.device.type == "cpu" and torch.is_grad_enabled():
@@ -91,36 +90,84 @@ def gather_rows(tokens: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     return read.unflatten(0, (b, -1))  # [B, M, C]
 
 
+def row_products(query: Tensor, tokens: Tensor, index: Tensor) -> Tensor:
+    """Return inner products with rows: out[b, m, j] = sum_c query[b, m, c] * tokens[b, index[b, m, j], c]; on the CPU.
+
+    No tensor of B * M * J * C elements is made.
+
+    Args:
+        query: float [B, M, C].
+        tokens: float [B, N, C].
+        index: int64 [B, M, J] in 0..N-1.
+
+    Returns:
+        float32 [B, M, J]; gradients flow to `query` and `tokens`.
+    """
+    b, n, c = tokens.shape
+    table, left = tokens.reshape(b * n, c).float(), query.flatten(0, 1).float()
+    return _RowProducts.apply(left, table, _rows(index, n)).unflatten(0, (b, -1))  # [B, M, J]
+
+
+def _rows(index: Tensor, n: int) -> Tensor:
+    """index [B, M, J] into N rows of each image -> [B * M, J] into those of all images in turn."""
+    start = torch.arange(len(index), device=index.device)[:, None, None] * n
+    return (index + start).flatten(0, 1)  # [B * M, J]
+
+
 class _GatherRows(torch.autograd.Function):
     """`embedding_bag` with a backward pass that is about four times faster on the CPU.
 
     The weights are a sparse matrix [M, R] of J entries a row. The gradient of the table is its transpose times the
-    gradient of the result, computed as a bag over the entries sorted by column; the gradient of the weights is a
-    dense product sampled at the entries.
+    gradient of the result; the gradient of the weights is a dense product sampled at the entries.
     """
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(table, rows, weight)
-        return F.embedding_bag(rows, table.detach(), mode="sum", per_sample_weights=weight.detach())  # else it keeps
-        # what its own backward pass would need
+        return _bags(table, rows, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         table, rows, weight = ctx.saved_tensors
-        count = rows.shape[1]
         grad = grad.contiguous()
-        grad_table = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            column, entry = rows.flatten().int().sort()  # [M * J]; 32 bits sort twice as fast
-            starts = torch.searchsorted(column, torch.arange(len(table), dtype=torch.int32))  # [R]
-            bag = torch.arange(len(rows)).repeat_interleave(count)  # [M * J]; looking up is faster than dividing
-            entry_weight = weight.flatten()[entry]
-            grad_table = F.embedding_bag(bag[entry], grad, starts, mode="sum", per_sample_weights=entry_weight)
-        if ctx.needs_input_grad[2]:
-            grad_weight = _sampled_product(grad, table, rows)
+        grad_table = _transposed_bags(grad, rows, weight, len(table)) if ctx.needs_input_grad[0] else None
+        grad_weight = _sampled_product(grad, table, rows) if ctx.needs_input_grad[2] else None
         return grad_table, None, grad_weight
+
+
+class _RowProducts(torch.autograd.Function):
+    """A dense product sampled at the entries of a sparse matrix; its gradients are products with that matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(left, table, rows)
+        return _sampled_product(left, table, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        left, table, rows = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_left = _bags(table, rows, grad) if ctx.needs_input_grad[0] else None
+        grad_table = _transposed_bags(left, rows, grad, len(table)) if ctx.needs_input_grad[1] else None
+        return grad_left, grad_table, None
+
+
+def _bags(table: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+    """table [R, C], rows int64 [M, J], weight [M, J] -> [M, C], sums of weighted rows."""
+    return F.embedding_bag(rows, table.detach(), mode="sum", per_sample_weights=weight.detach())
+
+
+def _transposed_bags(values: Tensor, rows: Tensor, weight: Tensor, count: int) -> Tensor:
+    """values [M, C], rows int64 [M, J] < `count`, weight [M, J] -> [count, C]: what `_bags` reads is written instead.
+
+    Each row of the result is a bag too, over the entries sorted by row.
+    """
+    row, entry = rows.flatten().int().sort()  # [M * J]; 32 bits sort twice as fast
+    starts = torch.searchsorted(row, torch.arange(count, dtype=torch.int32))  # [count]
+    weights = weight.flatten().index_select(0, entry)
+    return F.embedding_bag(entry // rows.shape[1], values, starts, mode="sum", per_sample_weights=weights)
 
 
 def _sampled_product(left: Tensor, table: Tensor, rows: Tensor) -> Tensor:

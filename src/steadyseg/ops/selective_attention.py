@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steadyseg.ops.sample import sample, sample_reference
+from steadyseg.ops.sample import corners, gather_rows, row_products, sample, sample_reference
 
 
 def selective_attention_reference(
@@ -37,10 +37,17 @@ def selective_attention(query: Tensor, source: Tensor, points: Tensor, size: tup
     Bilinear weights at clamped points sum to one, so sampling commutes with every affine map: keys and values
     that are affine maps of one source need no maps of their own. Fold the key map into the query and apply the
     value map to the result; what the key's bias adds is the same for all points and leaves the soft-max unchanged.
+    On the CPU the points are not read at all: scores are sums over products with their four cells, and the result is
+    one weighted sum over all cells.
 
     Args and result as in `selective_attention_reference`, with keys = values = `source`.
     """
-    count = points.shape[2]
-    read = sample(source, points.flatten(1, 2), size, "border").unflatten(1, (-1, count))  # [B, N, P, C]
-    score = torch.einsum("bnc,bnpc->bnp", query, read) * query.shape[-1] ** -0.5  # [B, N, P]
+    scale = query.shape[-1] ** -0.5
+    if source.device.type == "cpu":
+        index, weight = corners(points, size, "border")  # [B, N, P, 4]
+        score = row_products(query, source, index.flatten(2)).unflatten(2, (-1, 4))  # [B, N, P, 4]
+        attention = ((score * weight).sum(-1) * scale).softmax(-1)  # [B, N, P]
+        return gather_rows(source, index.flatten(2), (attention[..., None] * weight).flatten(2))  # [B, N, C]
+    read = sample(source, points.flatten(1, 2), size, "border").unflatten(1, (-1, points.shape[2]))  # [B, N, P, C]
+    score = torch.einsum("bnc,bnpc->bnp", query, read) * scale  # [B, N, P]
     return torch.einsum("bnp,bnpc->bnc", score.softmax(-1), read)  # [B, N, C]
