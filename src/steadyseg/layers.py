@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from steadyseg.ops.sample import corners, gather_rows, sample
 
+LARGEST_SCORES = 2**27
+"""Elements of an attention matrix that training on the CPU may keep."""
 _PLAIN = ContextVar("plain", default=False)
 
 
@@ -96,6 +98,28 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(pixels, weight, bias).unflatten(0, (b, h, w)).permute(0, 3, 1, 2)  # [B, D, h, w]
 
 
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return softmax(query @ key.T / sqrt(d)) @ value for each head.
+
+    That is ``scaled_dot_product_attention``, whose backward pass in half precision is slow on the CPU; there, training
+    multiplies the matrices one by one, two to five times as fast, as long as the scores need no more than 256 MiB.
+
+    Args:
+        query: float [B, heads, N, d].
+        key: float [B, heads, M, d].
+        value: float [B, heads, M, d].
+
+    Returns:
+        float [B, heads, N, d].
+    """
+    is_trained_on_cpu = query.device.type == "cpu" and query.requires_grad and torch.is_grad_enabled()
+    is_small = query.shape[:-1].numel() * key.shape[2] <= LARGEST_SCORES
+    if is_trained_on_cpu and is_small and query.dtype == torch.bfloat16:
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # [B, heads, N, M]
+        return scores.softmax(-1) @ value
+    return F.scaled_dot_product_attention(query, key, value)
+
+
 class DropPath(nn.Module):
     """Drop the whole residual branch of single samples with probability `rate` (stochastic depth)."""
 
@@ -176,13 +200,13 @@ class DeformableConv(nn.Module):
         value = self.value(tokens).unflatten(2, (self.groups, -1))  # [B, N, G, C/G]
         z = F.gelu(self.norm(to_tokens(self.depthwise(x))))  # [B, N, C]
         offset = self.offset(z).unflatten(2, (self.groups, 9, 2))  # [B, N, G, 9, 2]
-        modulation = self.modulation(z).unflatten(2, (self.groups, 9)).softmax(-1)  # [B, N, G, 9]
+        modulation = self.modulation(z).float().unflatten(2, (self.groups, 9)).softmax(-1)  # [B, N, G, 9]
         here = pixel_centres(size, x.device)[:, None, None]  # [N, 1, 1, 2]
         points = here + self.window + offset.float()  # [B, N, G, 9, 2]
-        index, weight = corners(points, size, padding="zeros")  # [B, N, G, 9, 4]
-        weight = weight * modulation.float()[..., None]  # [B, N, G, 9, 4]
-        group = torch.arange(self.groups, device=x.device)[:, None, None]
-        index = index * self.groups + group  # rows of value seen as [B, N * G, C/G]
+        group = torch.arange(self.groups, dtype=torch.int32, device=x.device)[:, None]  # [G, 1]
+        index, weight = corners(  # [B, N, G, 9, 4], rows of value seen as [B, N * G, C/G]
+            points, size, padding="zeros", gain=modulation, step=self.groups, first=group
+        )
         read = gather_rows(value.flatten(1, 2), index.flatten(3).flatten(1, 2), weight.flatten(3).flatten(1, 2))
         return to_map(self.output(read.reshape(-1, tokens.shape[1], width)), size)  # [B, C, h, w]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from steadyseg.ops.sample import corners, gather_rows, sample, sample_reference
+from steadyseg.ops.sample import corners, gather_rows, row_products, sample, sample_reference
 from steadyseg.ops.selective_attention import selective_attention, selective_attention_reference
 
 
@@ -52,6 +52,34 @@ def test_gather_rows_gradients() -> None:
     torch.testing.assert_close(ours, plain)
     for a, b in zip(torch.autograd.grad(ours, (tokens, weight), upstream), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [9, 2])  # with two rows no sparse matrix holds three entries a line
+def test_row_products_gradients(rows: int) -> None:
+    torch.manual_seed(0)
+    query, tokens = torch.randn(2, 5, 4, requires_grad=True), torch.randn(2, rows, 4, requires_grad=True)
+    index = torch.randint(0, rows, (2, 5, 3), dtype=torch.int32)
+    read = torch.stack([tokens[b][index[b].long()] for b in range(2)])  # [2, 5, 3, 4]
+    plain = (query[:, :, None] * read).sum(-1)
+    upstream = torch.randn_like(plain)
+    expected = torch.autograd.grad(plain, (query, tokens), upstream)
+    ours = row_products(query, tokens, index)
+    torch.testing.assert_close(ours, plain)
+    for a, b in zip(torch.autograd.grad(ours, (query, tokens), upstream), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_corners_of_interleaved_maps_with_a_gain() -> None:
+    """Cells of map g of three lie at 3 * cell + g, and a gain is a factor of all weights."""
+    torch.manual_seed(0)
+    points, gain = torch.rand(2, 7, 3, 2) * 6 - 1, torch.rand(2, 7, 3, requires_grad=True)
+    cells, shares = corners(points, (4, 5), "zeros")
+    first = torch.arange(3, dtype=torch.int32)
+    index, weight = corners(points, (4, 5), "zeros", gain=gain, step=3, first=first)
+    assert torch.equal(index, cells * 3 + first[:, None])
+    torch.testing.assert_close(weight, shares * gain[..., None])
+    weight.sum().backward()
+    torch.testing.assert_close(gain.grad, shares.sum(-1))
 
 
 def test_selective_attention_equals_reference() -> None:

@@ -5,7 +5,7 @@ Parameter names are those of the published ImageNet weights, so these load as th
 stored channels-last, which makes the change between maps and tokens a view.
 
 Differences from the paper: none. Differences from the authors' code: attention runs through
-``scaled_dot_product_attention``; the unused classification head is not built.
+``layers.attention``; the unused classification head is not built.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steadyseg.backbones.base import Backbone, NormEps
-from steadyseg.layers import DropPath, to_map, to_tokens
+from steadyseg.layers import DropPath, attention, to_map, to_tokens
 from steadyseg.types import CheckpointError
 
 
@@ -136,7 +136,7 @@ class ReducedAttention(nn.Module):
         if self.reduction > 1:
             reduced = self.norm(to_tokens(self.sr(to_map(tokens, size))))  # [B, M, C]
         kv = self.kv(reduced).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [2, B, heads, M, d]
-        out = F.scaled_dot_product_attention(q, kv[0], kv[1])  # [B, heads, N, d]
+        out = attention(q, kv[0], kv[1])  # [B, heads, N, d]
         return self.proj(out.transpose(1, 2).flatten(2))  # [B, N, C]
 
 

@@ -39,33 +39,53 @@ def sample(tokens: Tensor, points: Tensor, size: tuple[int, int], padding: Paddi
     return gather_rows(tokens, index, weight)  # [B, M, C]
 
 
-def corners(points: Tensor, size: tuple[int, int], padding: Padding) -> tuple[Tensor, Tensor]:
+def corners(
+    points: Tensor,
+    size: tuple[int, int],
+    padding: Padding,
+    *,
+    gain: Tensor | None = None,
+    step: int = 1,
+    first: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Return the four map cells around each point and their bilinear weights.
 
     Args:
         points: float [..., 2] (x, y) in pixels.
         size: (h, w) of the map.
         padding: what to do outside the map, as in `sample_reference`.
+        gain: float [...], a factor of all four weights of a point; None is one.
+        step: rows from one cell to the next, where the rows of several maps lie interleaved.
+        first: int32 [...], the row of a map's first cell; None is zero.
 
     Returns:
-        index int64 [..., 4], row-by-row cell numbers, always inside the map; weight float [..., 4].
-        Gradients flow to the points through the weights.
+        index int32 [..., 4], row-by-row cell numbers times `step` plus `first`, always inside the map; weight
+        float [..., 4]. Gradients flow to the points and the gain through the weights.
     """
     h, w = size
     x, y = points.unbind(-1)
-    if padding == "border":
-        x, y = x.clamp(0, w - 1), y.clamp(0, h - 1)
-    else:  # beyond one pixel outside, every weight is zero whatever the distance
-        x, y = x.clamp(-1, w), y.clamp(-1, h)
-    left, top = x.detach().floor(), y.detach().floor()
-    fx, fy = x - left, y - top
-    xs = torch.stack((left, left + 1, left, left + 1), dim=-1)  # [..., 4]
-    ys = torch.stack((top, top, top + 1, top + 1), dim=-1)  # [..., 4]
-    weight = torch.stack(((1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy), dim=-1)  # [..., 4]
+    lefts, xs = _axis(x, w, padding)
+    tops, ys = _axis(y, h, padding)
+    columns = [cell * step if first is None else cell * step + first for cell in lefts]
+    rows = [cell * (w * step) for cell in tops]
+    if gain is not None:
+        ys = (ys[0] * gain, ys[1] * gain)
+    index = torch.stack([row + column for row in rows for column in columns], dim=-1)  # [..., 4]
+    return index, torch.stack([below * beside for below in ys for beside in xs], dim=-1)  # [..., 4]
+
+
+def _axis(x: Tensor, size: int, padding: Padding) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return the two cells int32 [...] around each coordinate [...] of an axis, always inside, and their weights."""
+    # beyond one pixel outside, every weight for "zeros" is zero whatever the distance
+    x = x.clamp(0, size - 1) if padding == "border" else x.clamp(-1, size)
+    before = x.detach().floor()
+    after = before + 1
+    near = x - before
+    far = 1 - near
     if padding == "zeros":
-        weight = weight * ((xs >= 0) & (xs < w) & (ys >= 0) & (ys < h))
-    index = ys.clamp(0, h - 1) * w + xs.clamp(0, w - 1)
-    return index.long(), weight
+        far = far * ((before >= 0) & (before < size))
+        near = near * (after < size)
+    return (before.clamp(0, size - 1).int(), after.clamp(max=size - 1).int()), (far, near)
 
 
 def gather_rows(tokens: Tensor, index: Tensor, weight: Tensor) -> Tensor:
@@ -73,7 +93,7 @@ def gather_rows(tokens: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         tokens: float [B, N, C].
-        index: int64 [B, M, J] in 0..N-1.
+        index: int32 or int64 [B, M, J] in 0..N-1.
         weight: float [B, M, J].
 
     Returns:
@@ -98,7 +118,7 @@ def row_products(query: Tensor, tokens: Tensor, index: Tensor) -> Tensor:
     Args:
         query: float [B, M, C].
         tokens: float [B, N, C].
-        index: int64 [B, M, J] in 0..N-1.
+        index: int32 or int64 [B, M, J] in 0..N-1.
 
     Returns:
         float32 [B, M, J]; gradients flow to `query` and `tokens`.
@@ -110,7 +130,9 @@ def row_products(query: Tensor, tokens: Tensor, index: Tensor) -> Tensor:
 
 def _rows(index: Tensor, n: int) -> Tensor:
     """index [B, M, J] into N rows of each image -> [B * M, J] into those of all images in turn."""
-    start = torch.arange(len(index), device=index.device)[:, None, None] * n
+    if len(index) == 1:
+        return index[0]
+    start = torch.arange(0, len(index) * n, n, dtype=index.dtype, device=index.device)[:, None, None]
     return (index + start).flatten(0, 1)  # [B * M, J]
 
 
@@ -155,26 +177,26 @@ class _RowProducts(torch.autograd.Function):
 
 
 def _bags(table: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
-    """table [R, C], rows int64 [M, J], weight [M, J] -> [M, C], sums of weighted rows."""
+    """table [R, C], rows [M, J], weight [M, J] -> [M, C], sums of weighted rows."""
     return F.embedding_bag(rows, table.detach(), mode="sum", per_sample_weights=weight.detach())
 
 
 def _transposed_bags(values: Tensor, rows: Tensor, weight: Tensor, count: int) -> Tensor:
-    """values [M, C], rows int64 [M, J] < `count`, weight [M, J] -> [count, C]: what `_bags` reads is written instead.
+    """values [M, C], rows [M, J] < `count`, weight [M, J] -> [count, C]: what `_bags` reads is written instead.
 
     Each row of the result is a bag too, over the entries sorted by row.
     """
     row, entry = rows.flatten().int().sort()  # [M * J]; 32 bits sort twice as fast
     starts = torch.searchsorted(row, torch.arange(count, dtype=torch.int32))  # [count]
     weights = weight.flatten().index_select(0, entry)
-    return F.embedding_bag(entry // rows.shape[1], values, starts, mode="sum", per_sample_weights=weights)
+    return F.embedding_bag(entry // rows.shape[1], values.detach(), starts, mode="sum", per_sample_weights=weights)
 
 
 def _sampled_product(left: Tensor, table: Tensor, rows: Tensor) -> Tensor:
-    """left [M, C], table [R, C], rows int64 [M, J] -> [M, J], the entries (m, rows[m, j]) of left @ table.T."""
+    """left [M, C], table [R, C], rows [M, J] -> [M, J], the entries (m, rows[m, j]) of left @ table.T."""
     count = rows.shape[1]
     if len(table) <= count:  # a sparse matrix cannot hold more entries than it has places
-        return (left @ table.T).gather(1, rows)
+        return (left @ table.T).gather(1, rows.long())
     starts = torch.arange(0, rows.numel() + 1, count, dtype=torch.int32)  # [M + 1]
     values = left.new_zeros(rows.numel())
     with warnings.catch_warnings():
