@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -298,6 +299,8 @@ def benchmark(
     threads: int | None = None,
     seed: int = 0,
     against: Literal["transformers", "clip"] | None = None,
+    stages: str | None = None,
+    model: str | None = None,
     json: bool = False,
 ) -> None:
     """Measure parameters, multiply-adds, latency, throughput and memory, with random weights.
@@ -320,6 +323,8 @@ def benchmark(
         seed: of the random weights.
         against: also time, frame by frame in turn, the SegFormer of the transformers package with the same backbone, or
             the method itself with nothing remembered, which runs its whole clip for every frame.
+        stages: a video; time the stages of predict on it instead, each alone and all at once.
+        model: the weights for --stages, as in predict.
         json: print one JSON document.
     """
     from steadyseg import benchmark as bench
@@ -327,6 +332,16 @@ def benchmark(
     from steadyseg.models import names
 
     changes = _options(interval, options)
+    if (stages is None) != (model is None) or (stages and (methods or against)):
+        raise UsageError("benchmark: --stages takes --model, and neither methods nor --against")
+    common: dict[str, Any] = {"precision": precision, "device": _device(device), "frames": frames, "warmup": warmup}
+    common |= {"threads": threads, "seed": seed, "options": changes}
+    if stages and model:
+        setting = bench.Setting(**common)
+        with console.err.status("measuring"):
+            result = bench.apart(partial(bench.stages, video=stages), model, setting)
+        console.stages({**bench.machine(setting), "result": result}, as_json=json)
+        return
     chosen = methods or tuple(name for name in names() if has_options(name, changes))
     for name in chosen:  # what is wrong is found before the work
         check_options(name, changes)
@@ -335,14 +350,8 @@ def benchmark(
         backbone=backbone,
         size=_size(size, "--size"),
         classes=classes,
-        precision=precision,
-        device=_device(device),
-        frames=frames,
-        warmup=warmup,
-        threads=threads,
-        seed=seed,
         against=against or "transformers",
-        options=changes,
+        **common,
     )
     report: dict[str, Any] = bench.machine(setting)
     with console.err.status("measuring"):
