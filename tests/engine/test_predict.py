@@ -134,7 +134,7 @@ def test_memory_does_not_grow_with_the_video(
     monkeypatch.setattr(Writer, "write", slowly)
     monkeypatch.setattr(Stream, "__call__", lambda self, frame: torch.zeros(frame.shape[1:], dtype=torch.uint8))
     assert predict(build(), clips[0], out=tmp_path / "out.mp4") == 60
-    assert pipeline.DEPTH <= most[0] <= 3 * pipeline.DEPTH + 6
+    assert 2 * pipeline.DEPTH <= most[0] <= 2 * pipeline.DEPTH + 8
 
 
 def broken_source(*args: object, **options: object) -> Iterator[Frame]:

@@ -106,12 +106,13 @@ def ahead(source: Iterable[T], *, depth: int = DEPTH) -> Iterator[Iterator[T]]:
         except BaseException as error:
             channel.end(error)
 
-    thread = _start(work)
+    thread = _thread(work)
     try:
+        thread.start()
         yield iter(channel)
     finally:
         channel.refuse()
-        thread.join()
+        _join(thread)
 
 
 @contextmanager
@@ -146,8 +147,9 @@ def behind(stage: Callable[[Iterable[T]], object], *, depth: int = DEPTH) -> Ite
         if not channel.put(item) and failure:
             raise failure[0]
 
-    thread = _start(work)
+    thread = _thread(work)
     try:
+        thread.start()
         channel.wait_until_asked()
         if failure:
             raise failure[0]
@@ -156,13 +158,18 @@ def behind(stage: Callable[[Iterable[T]], object], *, depth: int = DEPTH) -> Ite
         thread.join()
     except BaseException:
         channel.end(StoppedError("an earlier stage has failed"), at_once=True)
-        thread.join()
+        _join(thread)
         raise
     if failure:
         raise failure[0]
 
 
-def _start(work: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
-    thread.start()
-    return thread
+def _thread(work: Callable[[], None]) -> threading.Thread:
+    """Return a thread, not yet started, in which context variables are those of the caller."""
+    return threading.Thread(target=contextvars.copy_context().run, args=(work,))
+
+
+def _join(thread: threading.Thread) -> None:
+    """Wait for a thread to end, if it was started: an interrupt may come before."""
+    if thread.ident is not None:
+        thread.join()

@@ -248,7 +248,7 @@ def _saver(
         return frame, preds if config.format == "labels" else draw(frame.image, preds)
 
     def save(labelled: Iterable[Labelled]) -> None:
-        with writer, ahead(map(show, labelled)) as pictures:
+        with writer, ahead(map(show, labelled), depth=1) as pictures:
             for frame, picture in pictures:
                 if isinstance(writer, LabelWriter):
                     writer.write(picture, frame.index)
