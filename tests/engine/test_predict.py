@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from steadyseg.engine import predict as prediction
 from steadyseg.engine.checkpoint import save_model
 from steadyseg.engine.predict import PredictConfig, predict, predict_together, takes_turns
 from steadyseg.engine.stream import Stream, segment
+from steadyseg.engine.streams import Streams
 from steadyseg.models.base import VideoSegmenter
 from steadyseg.types import ConfigError, DataError, Frame
 from steadyseg.video import LabelWriter, Overlay, Writer, probe, read
@@ -245,6 +246,23 @@ def test_several_videos_at_a_time_have_the_labels_of_one_by_one(
             assert (mine != theirs).mean() < 1e-3  # rounding
         for file in (tmp_path / "alone").iterdir():
             file.unlink()
+
+
+def test_nothing_is_remembered_of_videos_that_ended(
+    clips: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most: list[int] = []
+
+    class Watched(Streams):
+        def __call__(self, frames: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
+            labels = super().__call__(frames)
+            most.append(len(self._videos))
+            return labels
+
+    monkeypatch.setattr(prediction, "Streams", Watched)
+    videos = {tmp_path / f"{clip.stem}.mp4": clip for clip in clips}
+    predict_together(build(), videos, streams=2)
+    assert max(most) == 2
 
 
 def test_looking_ahead_the_videos_take_turns(clips: list[Path], tmp_path: Path) -> None:
