@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from steadyseg import benchmark, models
+from steadyseg import benchmark, cli, models
 from steadyseg.types import ConfigError
+from steadyseg.video import Writer
 
 TINY = benchmark.Setting(size=(64, 96), classes=5, frames=3, warmup=1, seed=1)
 
@@ -105,3 +107,50 @@ def test_machine_names_versions_and_setting() -> None:
     assert about["setting"]["size"] == (64, 96)
     assert about["machine"]["cpu"]
     assert about["date"].endswith("+00:00")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    assert cli.main(["data", "render", str(path), "--size", "64x96", "--length", "20"]) == 0
+    return str(path)
+
+
+def test_stages_are_those_of_predict(clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stage is timed once a frame; a slow one shows in its own row and in predict."""
+    write = Writer.write
+
+    def slowly(self: Writer, image: Tensor, when: float) -> None:
+        time.sleep(0.15)
+        write(self, image, when)
+
+    monkeypatch.setattr(Writer, "write", slowly)
+    setting = dataclasses.replace(TINY, frames=12, warmup=8)
+    result = benchmark.stages("segformer_mit_b0_camvid", setting, video=clip)
+    assert json.loads(json.dumps(result)) == result
+    assert list(result["stages"]) == ["decode", "copy", "model", "labels", "draw", "encode"]
+    assert result["video"] == {"name": "clip.mp4", "height": 64, "width": 96, "frames": 12}
+    means = {stage: summary["latency_ms"]["mean"] for stage, summary in result["stages"].items()}
+    assert result["one_by_one_ms"] == pytest.approx(sum(means.values()))
+    assert result["slowest"] == "encode"
+    assert means["encode"] > 150
+    whole = result["predict"]["latency_ms"]["mean"]
+    assert whole == pytest.approx(means["encode"] * result["against_slowest"])
+    assert 0.9 * means["encode"] < whole < result["one_by_one_ms"]
+
+
+def test_stages_need_a_frame_after_the_warm_up(clip: str) -> None:
+    with pytest.raises(ConfigError, match="20 frames, 20 of them warm-up; lower --warmup"):
+        benchmark.stages("segformer_mit_b0_camvid", dataclasses.replace(TINY, warmup=20), video=clip)
+
+
+def test_the_command_shows_the_stages(clip: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["benchmark", "--stages", clip, "--frames", "3", "--warmup", "2"]
+    assert cli.main([*words, "--model", "segformer_mit_b0_camvid"]) == 0
+    text = capsys.readouterr().out
+    assert all(stage in text for stage in ("decode", "encode", "predict, all at once", "slowest"))
+    assert cli.main([*words, "--model", "segformer_mit_b0_camvid", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert set(report["result"]["stages"]) == {"decode", "copy", "model", "labels", "draw", "encode"}
+    assert cli.main(words) == 2
+    assert "--stages takes --model" in capsys.readouterr().err

@@ -15,13 +15,14 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from importlib.util import find_spec
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +38,8 @@ from steadyseg.engine.checkpoint import load_model
 from steadyseg.engine.stream import Stream, to_labels
 from steadyseg.models import method
 from steadyseg.models.base import MEAN, STD, VideoSegmenter
-from steadyseg.types import ConfigError
+from steadyseg.types import ConfigError, Frame
+from steadyseg.video import Overlay, Writer, probe, read
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Against = Literal["transformers", "clip"]
@@ -166,8 +168,121 @@ def _gap(model: VideoSegmenter, frame: Tensor, labels: dict[str, Tensor]) -> flo
     return float((ours - theirs).abs().max() / full.abs().max())
 
 
+# ---- the stages of predict ---------------------------------------------------------------------------------------
+
+BLOCK = 16
+"""Frames that go through one stage before the next stage has its turn."""
+THREADS = {"decode": ("decode",), "model": ("copy", "model", "labels"), "draw": ("draw",), "encode": ("encode",)}
+"""The stages that run at the same time, and which of those measured are in each."""
+
+
+def stages(name: str, setting: Setting, *, video: str | Path) -> dict[str, Any]:
+    """Time every stage of `predict` on a video alone, then `predict` as a whole, in which they overlap.
+
+    Stages take turns in blocks of BLOCK frames, so that hardly any runs beside another. Encoding contains the
+    conversion of colours, and the time to finish the file, shared out among the frames. The median and the 95th
+    percentile of predict are those of the times between two frames that the model hands over.
+
+    Args:
+        name: weights, as `load_model` takes them.
+        setting: device, precision, frames, warmup, threads and options; size, classes and backbone are not read.
+        video: a video, an image, a folder of images or a glob.
+
+    Returns:
+        Summaries of each of the "stages" and of "predict", whose mean is that of its whole run; "one_by_one_ms", the
+        sum of the stages' means; "slowest", the thread that takes longest; and "against_slowest", the mean time of
+        predict by that of this thread.
+
+    Raises:
+        ConfigError: if the video has no frame after the warm-up, or as in `predict`.
+        DataError: if the video cannot be read.
+    """
+    _prepare(setting)
+    model = load_model(name, setting.device, options=dict(setting.options))
+    with tempfile.TemporaryDirectory() as folder, _autocast(setting):
+        times = _stage_times(model, setting, video, Path(folder) / "stages.mp4")
+        whole = _predict_times(model, setting, video, Path(folder) / "predict.mp4")
+    means = {stage: 1e3 * statistics.mean(spent) for stage, spent in times.items()}
+    threads = {thread: sum(means[stage] for stage in parts) for thread, parts in THREADS.items()}
+    slowest = max(threads, key=lambda thread: threads[thread])
+    info = probe(video)
+    return {
+        "model": name,
+        "video": {"name": info.path.name, "height": info.height, "width": info.width, "frames": len(times["model"])},
+        "stages": {stage: _summary(spent) for stage, spent in times.items()},
+        "predict": whole,
+        "one_by_one_ms": sum(means.values()),
+        "slowest": slowest,
+        "against_slowest": whole["latency_ms"]["mean"] / threads[slowest],
+    }
+
+
+@torch.inference_mode()
+def _stage_times(model: VideoSegmenter, setting: Setting, video: str | Path, out: Path) -> dict[str, list[float]]:
+    """Return the seconds of every frame after the warm-up, by stage."""
+    times: dict[str, list[float]] = {stage: [] for parts in THREADS.values() for stage in parts}
+    info, draw, state = probe(video), Overlay(model.classes, model.palette), None
+
+    def label(logits: Tensor) -> Tensor:
+        return to_labels(logits, (info.height, info.width))[0].cpu()  # [H, W]
+
+    def timed(stage: str, work: Callable[..., Any], *inputs: Any) -> Any:
+        spent, result = _clocked(work, *inputs, is_cuda=setting.device == "cuda")
+        times[stage].append(spent)
+        return result
+
+    frames = islice(read(video), setting.warmup + setting.frames)
+    with Writer(out, info) as writer:
+        while block := _block(frames, times["decode"]):
+            images = [timed("copy", lambda frame: frame.image[None].to(setting.device), frame) for frame in block]
+            maps = []
+            for image in images:
+                logits, state = timed("model", model.step, image, state)
+                maps.append(logits)
+            preds = [timed("labels", label, logits) for logits in maps]
+            drawn = [timed("draw", draw, frame.image, labels) for frame, labels in zip(block, preds, strict=True)]
+            for frame, picture in zip(block, drawn, strict=True):
+                timed("encode", writer.write, picture, frame.time)
+        begun = time.perf_counter()
+    finish = (time.perf_counter() - begun) / len(times["encode"])
+    times["encode"] = [spent + finish for spent in times["encode"]]
+    kept = {stage: spent[setting.warmup :] for stage, spent in times.items()}
+    if not kept["encode"]:
+        count = len(times["encode"])
+        raise ConfigError(f"{video} has {count} frames, {setting.warmup} of them warm-up; lower --warmup")
+    return kept
+
+
+def _block(frames: Iterator[Frame], times: list[float]) -> list[Frame]:
+    """Decode up to BLOCK frames, and add the seconds of each to `times`."""
+    block: list[Frame] = []
+    while len(block) < BLOCK:
+        begun = time.perf_counter()
+        frame = next(frames, None)
+        if frame is None:
+            break
+        times.append(time.perf_counter() - begun)
+        block.append(frame)
+    return block
+
+
+def _predict_times(model: VideoSegmenter, setting: Setting, video: str | Path, out: Path) -> dict[str, Any]:
+    """Return the summary of `predict`: the mean is the time of the whole run by its frames, from start to end."""
+    from steadyseg.engine.predict import PredictConfig, predict  # needed by this measurement only
+
+    stamps = [time.perf_counter()]
+    config = PredictConfig(max_frames=setting.warmup + setting.frames)
+    count = predict(model, video, out=out, config=config, on_frame=lambda: stamps.append(time.perf_counter()))
+    mean = (time.perf_counter() - stamps[0]) / count
+    summary = _summary([after - before for before, after in pairwise(stamps)][setting.warmup :])
+    return {"latency_ms": {**summary["latency_ms"], "mean": 1e3 * mean}, "fps": 1 / mean}
+
+
+# ---- in a process of its own, and where -------------------------------------------------------------------------
+
+
 def apart(function: Callable[..., dict[str, Any]], name: str, setting: Setting) -> dict[str, Any]:
-    """Call `measure` or `compare` in a fresh process, which sees nothing of earlier runs."""
+    """Call `measure`, `compare` or `stages` in a fresh process, which sees nothing of earlier runs."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, name, setting).result()
 
@@ -286,13 +401,18 @@ def _autocast(setting: Setting) -> AbstractContextManager[Any]:
 
 def _timed(run: Callable[[Tensor], Tensor], frame: Tensor) -> tuple[float, Tensor]:
     """Return the seconds that `run` takes, and what it returns."""
-    if frame.is_cuda:
+    return _clocked(run, frame, is_cuda=frame.is_cuda)
+
+
+def _clocked(work: Callable[..., Any], *inputs: Any, is_cuda: bool) -> tuple[float, Any]:
+    """Return the seconds that `work` takes, on a GPU until it has done all, and what it returns."""
+    if is_cuda:
         torch.cuda.synchronize()
     start = time.perf_counter()
-    labels = run(frame)
-    if frame.is_cuda:
+    result = work(*inputs)
+    if is_cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - start, labels
+    return time.perf_counter() - start, result
 
 
 def _summary(times: list[float]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,6 +48,7 @@ def predict(
     reset_on_cut: bool = False,
     max_frames: int | None = None,
     on_error: Literal["stop", "skip"] = "stop",
+    streams: int = 1,
     overwrite: bool = False,
     device: Device = "auto",
 ) -> None:
@@ -68,6 +70,7 @@ def predict(
         reset_on_cut: forget the past where the scene changes.
         max_frames: stop after this many frames of a video.
         on_error: what to do at a broken frame, which is named in both cases.
+        streams: how many videos run at a time; those of one size go through the model as one batch.
         overwrite: replace an existing output.
         device: where to run.
     """
@@ -75,7 +78,9 @@ def predict(
         raise UsageError("predict: no video given; expected steadyseg predict VIDEO -o OUT")
     if sheet and len(videos) > 1:
         raise UsageError("predict: --sheet shows one video; give one video, or leave it out")
-    from steadyseg.engine.predict import PredictConfig, looks_ahead
+    if streams < 1:
+        raise UsageError(f"predict: --streams is {streams}; expected at least 1")
+    from steadyseg.engine.predict import PredictConfig, looks_ahead, predict_together, takes_turns
     from steadyseg.engine.predict import predict as segment
     from steadyseg.video import probe
 
@@ -96,12 +101,20 @@ def predict(
     network = _load(model or _weights(method), device, method, changes)
     if look_ahead and not looks_ahead(network):
         console.error("warning: --look-ahead changes nothing: this method never reads later frames")
-    for video, count, target in zip(videos, counts, targets, strict=True):
-        known = [number for number in (count, max_frames) if number is not None]
-        with console.progress(Path(video).name, min(known, default=None)) as advance:
-            segment(network, video, out=target, config=config, on_frame=advance)
-        for written in (target, *([sheet] if sheet else [])):
-            console.line(str(written))
+    if max_frames:
+        counts = [min(count or max_frames, max_frames) for count in counts]
+    if streams > 1 and len(videos) > 1:
+        if takes_turns(network, config):
+            console.error("warning: --streams: this method takes one video a call, so the videos take turns")
+        pairs = dict(zip(targets, videos, strict=True))
+        with console.progress(f"{len(videos)} videos", sum(filter(None, counts)) if all(counts) else None) as advance:
+            predict_together(network, pairs, streams=streams, config=config, on_frame=advance)
+    else:
+        for video, count, target in zip(videos, counts, targets, strict=True):
+            with console.progress(Path(video).name, count) as advance:
+                segment(network, video, out=target, config=config, on_frame=advance)
+    for written in (*targets, *([sheet] if sheet else [])):
+        console.line(written)
 
 
 def _targets(videos: Sequence[str], out: Path, suffix: str) -> list[Path]:
@@ -304,6 +317,8 @@ def benchmark(
     threads: int | None = None,
     seed: int = 0,
     against: Literal["transformers", "clip"] | None = None,
+    stages: str | None = None,
+    model: str | None = None,
     json: bool = False,
 ) -> None:
     """Measure parameters, multiply-adds, latency, throughput and memory, with random weights.
@@ -326,6 +341,8 @@ def benchmark(
         seed: of the random weights.
         against: also time, frame by frame in turn, the SegFormer of the transformers package with the same backbone, or
             the method itself with nothing remembered, which runs its whole clip for every frame.
+        stages: a video; time the stages of predict on it instead, each alone and all at once.
+        model: the weights for --stages, as in predict.
         json: print one JSON document.
     """
     from steadyseg import benchmark as bench
@@ -333,6 +350,16 @@ def benchmark(
     from steadyseg.models import names
 
     changes = _options(interval, options)
+    if (stages is None) != (model is None) or (stages and (methods or against)):
+        raise UsageError("benchmark: --stages takes --model, and neither methods nor --against")
+    common: dict[str, Any] = {"precision": precision, "device": _device(device), "frames": frames, "warmup": warmup}
+    common |= {"threads": threads, "seed": seed, "options": changes}
+    if stages and model:
+        setting = bench.Setting(**common)
+        with console.err.status("measuring"):
+            result = bench.apart(partial(bench.stages, video=stages), model, setting)
+        console.stages({**bench.machine(setting), "result": result}, as_json=json)
+        return
     chosen = methods or tuple(name for name in names() if has_options(name, changes))
     for name in chosen:  # what is wrong is found before the work
         check_options(name, changes)
@@ -341,14 +368,8 @@ def benchmark(
         backbone=backbone,
         size=_size(size, "--size"),
         classes=classes,
-        precision=precision,
-        device=_device(device),
-        frames=frames,
-        warmup=warmup,
-        threads=threads,
-        seed=seed,
         against=against or "transformers",
-        options=changes,
+        **common,
     )
     report: dict[str, Any] = bench.machine(setting)
     with console.err.status("measuring"):

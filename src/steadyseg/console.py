@@ -139,3 +139,25 @@ def benchmark(report: dict[str, Any], *, as_json: bool) -> None:
             f"{pair['method']} {pair['backbone']}: {ours:.1f} ms; {_AGAINST[pair['against']]}: {theirs:.1f} ms; "
             f"{pair['speedup']:.2f} times as fast{same}"
         )
+
+
+def stages(report: dict[str, Any], *, as_json: bool) -> None:
+    """Show how long the stages of predict take, alone and together, as a table or as JSON."""
+    if as_json:
+        line(json.dumps(report, indent=2))
+        return
+    about, result = report["machine"], report["result"]
+    video = result["video"]
+    line(
+        f"{about['gpu'] or about['cpu']}, {about['threads']} threads, torch {report['versions']['torch']}, "
+        f"{report['setting']['precision']}, {result['model']}, {video['height']}x{video['width']}, "
+        f"{video['frames']} frames"
+    )
+    rows = table("stage", "mean ms", "median ms", "p95 ms")
+    for name, summary in {**result["stages"], "predict, all at once": result["predict"]}.items():
+        rows.add_row(name, *(f"{summary['latency_ms'][kind]:.2f}" for kind in ("mean", "median", "p95")))
+    out.print(rows)
+    line(
+        f"predict: {result['predict']['fps']:.2f} FPS; {result['against_slowest']:.2f} times the time of its slowest "
+        f"thread ({result['slowest']}); one stage after the other: {result['one_by_one_ms']:.1f} ms a frame"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple
@@ -15,7 +15,9 @@ from steadyseg.backbones import Backbone, NormEps, build_backbone
 from steadyseg.types import IGNORE, CheckpointError, Clip, ConfigError, ShapeError, check_shape, default_palette
 
 State = Any
-"""A NamedTuple of tensors, ints and tuples of them; each method declares its own, in its own file."""
+"""A NamedTuple of tensors, ints and tuples of them; each method declares its own, in its own file.
+
+All tensors have the batch as their first axis; what a field named `size` begins with is the batch."""
 
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
@@ -270,3 +272,57 @@ def check_same(frame: Tensor, size: tuple[int, int, int] | None) -> tuple[int, i
             "start again with state None when the size or the batch changes"
         )
     return batch, height, width
+
+
+# ---- states of several videos ------------------------------------------------------------------------------------
+
+
+def state_layout(state: State) -> Hashable:
+    """Return all of a state but the values in its tensors and the batch: states that are alike in it can be joined."""
+    if isinstance(state, Tensor):
+        return state.dtype, tuple(state.shape[1:])
+    if isinstance(state, tuple):
+        fields = getattr(state, "_fields", ("",) * len(state))
+        return tuple(
+            part[1:] if name == "size" else state_layout(part) for name, part in zip(fields, state, strict=True)
+        )
+    return state
+
+
+def join_states(states: Sequence[State]) -> State:
+    """Return the states of several videos as that of one batch, in order.
+
+    Args:
+        states: of the same `state_layout`; each of a batch of any number of videos, or None.
+    """
+    first = states[0]
+    if isinstance(first, Tensor):
+        return torch.cat(tuple(states))
+    if not isinstance(first, tuple):
+        return first
+    if not hasattr(first, "_fields"):
+        return tuple(join_states(parts) for parts in zip(*states, strict=True))
+    parts = {name: [getattr(state, name) for state in states] for name in first._fields}  # type: ignore[attr-defined]
+    joined = {name: join_states(values) for name, values in parts.items()}
+    if "size" in parts:
+        joined["size"] = (sum(size[0] for size in parts["size"]), *first.size[1:])  # type: ignore[attr-defined]
+    return type(first)(**joined)
+
+
+def pick_state(state: State, index: int) -> State:
+    """Return the state of one video of a batch; its tensors share memory with those of the batch.
+
+    Args:
+        state: of a batch of videos, or None.
+        index: which video.
+    """
+    if isinstance(state, Tensor):
+        return state[index : index + 1]
+    if not isinstance(state, tuple):
+        return state
+    if not hasattr(state, "_fields"):
+        return tuple(pick_state(part, index) for part in state)
+    picked = {name: pick_state(part, index) for name, part in zip(state._fields, state, strict=True)}
+    if "size" in picked:
+        picked["size"] = (1, *picked["size"][1:])
+    return type(state)(**picked)

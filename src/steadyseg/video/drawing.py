@@ -78,31 +78,34 @@ class Overlay:
         check_shape("image", image, (3, "H", "W"), torch.uint8)
         check_shape("preds", preds, (image.shape[1], image.shape[2]), torch.uint8)
         frame, labels = image.contiguous().numpy(), preds.contiguous().numpy()
-        drawn = self._blend(frame, labels)
-        if self._beside:
-            drawn = np.concatenate((frame, drawn), axis=2)  # [3, H, 2W]
-        if self._has_legend:
-            drawn = np.concatenate((drawn, self._legend(labels, drawn.shape[2])), axis=1)  # [3, H', W']
-        return torch.from_numpy(drawn)
-
-    def _blend(self, frame: np.ndarray, labels: np.ndarray) -> np.ndarray:
         height, width = labels.shape
-        colors = np.stack([cv2.LUT(labels, row) for row in self._table])  # [3, H, W]
-        flat = (3 * height, width)
-        blended = cv2.addWeighted(frame.reshape(flat), 1 - self._opacity, colors.reshape(flat), self._opacity, 0)
-        blended = blended.reshape(3, height, width)
-        if self._boundaries:
-            edges = _edges(labels, max(1, round(min(height, width) / 700)))
-            for plane, color in zip(blended, colors, strict=True):
-                cv2.copyTo(cv2.addWeighted(color, 0.6, color, 0, 255 * 0.4), edges, plane)
-        unlabelled = (labels >= len(self._palette)).astype(np.uint8)
-        if unlabelled.any():
-            for plane, original in zip(blended, frame, strict=True):
+        left = width if self._beside else 0
+        legend = self._legend(labels, left + width) if self._has_legend else None
+        canvas = np.empty((3, height + (0 if legend is None else legend.shape[1]), left + width), dtype=np.uint8)
+        canvas[:, :height, :left] = frame[:, :, :left]
+        if legend is not None:
+            canvas[:, height:] = legend
+        self._blend(frame, labels, canvas[:, :height, left:])
+        return torch.from_numpy(canvas)
+
+    def _blend(self, frame: np.ndarray, labels: np.ndarray, blended: np.ndarray) -> None:
+        """Draw into `blended`, uint8 [3, H, W], plane by plane, so that what is worked on fits a cache."""
+        edges = _edges(labels, max(1, round(min(labels.shape) / 700))) if self._boundaries else None
+        is_labelled = labels.size == 0 or labels.max() < len(self._palette)
+        unlabelled = None if is_labelled else (labels >= len(self._palette)).astype(np.uint8)
+        color, pale = np.empty_like(labels), np.empty_like(labels)
+        for plane, original, row in zip(blended, frame, self._table, strict=True):
+            cv2.LUT(labels, row, color)
+            cv2.addWeighted(original, 1 - self._opacity, color, self._opacity, 0, plane)
+            if edges is not None:
+                cv2.copyTo(cv2.addWeighted(color, 0.6, color, 0, 255 * 0.4, pale), edges, plane)
+            if unlabelled is not None:
                 cv2.copyTo(original, unlabelled, plane)
-        return blended
 
     def _legend(self, labels: np.ndarray, width: int) -> np.ndarray:
-        counts = np.bincount(labels.reshape(-1), minlength=256)[: len(self._classes)]
+        if self._strip is not None and len(self._seen) == len(self._classes):
+            return self._strip
+        counts = cv2.calcHist([labels], [0], None, [256], [0, 256]).reshape(-1)[: len(self._classes)]
         enough = max(1.0, _SEEN_SHARE * labels.size)
         new = [index for index in np.flatnonzero(counts >= enough).tolist() if index not in self._seen]
         if new or self._strip is None:

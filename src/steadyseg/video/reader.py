@@ -371,4 +371,6 @@ def _to_rgb(frame: av.VideoFrame, *, rotation: int, mirrored: bool) -> Tensor:
         pixels = np.rot90(pixels, -rotation // 90)
     if mirrored:
         pixels = pixels[:, ::-1]
-    return torch.from_numpy(np.stack(cv2.split(np.ascontiguousarray(pixels))))  # [3, H, W]
+    planes = np.empty((3, *pixels.shape[:2]), dtype=np.uint8)
+    cv2.split(np.ascontiguousarray(pixels), list(planes))
+    return torch.from_numpy(planes)  # [3, H, W]

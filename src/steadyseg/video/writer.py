@@ -11,6 +11,7 @@ from types import TracebackType
 
 import av
 import cv2
+import numpy as np
 import torch
 from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
@@ -249,9 +250,14 @@ class _Sound:
 
 def _to_yuv(image: Tensor) -> av.VideoFrame:
     """Return uint8 [3, H, W] RGB as a yuv420p frame of even height and width."""
-    pixels = cv2.merge([plane.contiguous().numpy() for plane in image])  # [H, W, 3]
-    height, width = pixels.shape[:2]
-    if height % 2 or width % 2:
-        pixels = cv2.copyMakeBorder(pixels, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
-    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+    height, width = image.shape[1:]
+    even = (height + height % 2, width + width % 2)
+    red, green, blue = image.numpy()
+    frame = av.VideoFrame(even[1], even[0], "gbrp")
+    for plane, pixels in zip(frame.planes, (green, blue, red), strict=True):
+        target = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: even[0], : even[1]]
+        if even == (height, width):
+            target[:] = pixels
+        else:
+            cv2.copyMakeBorder(pixels, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE, target)
     return frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
