@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadyseg.ops.sample import corners, gather_rows, sample
+from steadyseg.ops.grouped_sample import grouped_sample
+from steadyseg.ops.sample import sample
 
 _PLAIN = ContextVar("plain", default=False)
 
@@ -179,12 +180,8 @@ class DeformableConv(nn.Module):
         modulation = self.modulation(z).unflatten(2, (self.groups, 9)).softmax(-1)  # [B, N, G, 9]
         here = pixel_centres(size, x.device)[:, None, None]  # [N, 1, 1, 2]
         points = here + self.window + offset.float()  # [B, N, G, 9, 2]
-        index, weight = corners(points, size, padding="zeros")  # [B, N, G, 9, 4]
-        weight = weight * modulation.float()[..., None]  # [B, N, G, 9, 4]
-        group = torch.arange(self.groups, device=x.device)[:, None, None]
-        index = index * self.groups + group  # rows of value seen as [B, N * G, C/G]
-        read = gather_rows(value.flatten(1, 2), index.flatten(3).flatten(1, 2), weight.flatten(3).flatten(1, 2))
-        return to_map(self.output(read.reshape(-1, tokens.shape[1], width)), size)  # [B, C, h, w]
+        read = grouped_sample(value, points, modulation.float(), size)  # [B, N, G, C/G]
+        return to_map(self.output(read.flatten(2)), size)  # [B, C, h, w]
 
 
 def pixel_centres(size: tuple[int, int], device: torch.device) -> Tensor:

@@ -1,4 +1,8 @@
-"""Read a map at fractional points, bilinearly: the reference, and a version that gathers whole rows of channels."""
+"""Read a map at fractional points, bilinearly: the reference, and a version that gathers whole rows of channels.
+
+Formats such as ONNX know neither bags of rows nor a loop over them: a graph that is exported reads by ``grid_sample``
+or by plain gathers, with the same result up to rounding.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +31,25 @@ def sample_reference(tokens: Tensor, points: Tensor, size: tuple[int, int], padd
     """
     h, w = size
     x = tokens.transpose(1, 2).unflatten(2, size)  # [B, C, h, w]
-    scale = torch.tensor([2.0 / w, 2.0 / h], dtype=points.dtype, device=points.device)
-    grid = (points + 0.5) * scale - 1.0  # [B, M, 2]
-    read = F.grid_sample(x, grid[:, None].to(x.dtype), padding_mode=padding, align_corners=False)  # [B, C, 1, M]
+    grid = to_grid(points, size)[:, None].to(x.dtype)  # [B, 1, M, 2]
+    read = F.grid_sample(x, grid, padding_mode=padding, align_corners=False)  # [B, C, 1, M]
     return read[:, :, 0].transpose(1, 2)  # [B, M, C]
+
+
+def to_grid(points: Tensor, size: tuple[int, int]) -> Tensor:
+    """float [..., 2] (x, y) in pixels of an h x w map -> the same in units of ``grid_sample``, -1..1 from edge to edge.
+
+    What lies more than a pixel outside is moved up to there, where the same is read and no number overflows.
+    """
+    h, w = size
+    x, y = points[..., 0].clamp(-1, w), points[..., 1].clamp(-1, h)
+    return torch.stack(((x + 0.5) * (2.0 / w) - 1.0, (y + 0.5) * (2.0 / h) - 1.0), dim=-1)  # [..., 2]
 
 
 def sample(tokens: Tensor, points: Tensor, size: tuple[int, int], padding: Padding) -> Tensor:
     """Read `tokens` at `points`; arguments and result as in `sample_reference`, equal up to rounding."""
+    if torch.compiler.is_exporting():
+        return sample_reference(tokens, points, size, padding)
     index, weight = corners(points, size, padding)  # [B, M, 4]
     return gather_rows(tokens, index, weight)  # [B, M, C]
 
@@ -80,6 +95,8 @@ def gather_rows(tokens: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         float [B, M, C]; gradients flow to `tokens` and `weight`.
     """
     b, n, c = tokens.shape
+    if torch.compiler.is_exporting():
+        return gather_rows_reference(tokens, index, weight)
     start = torch.arange(b, device=index.device)[:, None, None] * n
     rows = (index + start).flatten(0, 1)  # [B * M, J]
     table = tokens.reshape(b * n, c)
@@ -89,6 +106,15 @@ def gather_rows(tokens: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     else:
         read = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weight.to(table.dtype))
     return read.unflatten(0, (b, -1))  # [B, M, C]
+
+
+def gather_rows_reference(tokens: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Plain form of `gather_rows`: one of the J rows after the other."""
+    total = torch.zeros_like(tokens[:, :1])  # [B, 1, C]
+    for rows, share in zip(index.unbind(2), weight.to(tokens.dtype).unbind(2), strict=True):  # each [B, M]
+        read = tokens.gather(1, rows[..., None].expand(-1, -1, tokens.shape[2]))  # [B, M, C]
+        total = total + share[..., None] * read
+    return total
 
 
 class _GatherRows(torch.autograd.Function):
