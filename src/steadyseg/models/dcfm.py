@@ -510,6 +510,8 @@ def _planes(x: Tensor, weight: Tensor) -> Tensor:
 
     For maps stored channels-last this order of the product is also the fastest when K is no multiple of 16.
     """
+    if torch.compiler.is_exporting():  # of any batch
+        return torch.matmul(weight, x.flatten(2)).unflatten(2, x.shape[2:])  # [B, K, h, w]
     return torch.stack([weight.mm(each.flatten(1)) for each in x]).unflatten(2, x.shape[2:])  # [B, K, h, w]
 
 

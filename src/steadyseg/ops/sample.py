@@ -94,9 +94,9 @@ def gather_rows(tokens: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     Returns:
         float [B, M, C]; gradients flow to `tokens` and `weight`.
     """
-    b, n, c = tokens.shape
     if torch.compiler.is_exporting():
         return gather_rows_reference(tokens, index, weight)
+    b, n, c = tokens.shape
     start = torch.arange(b, device=index.device)[:, None, None] * n
     rows = (index + start).flatten(0, 1)  # [B * M, J]
     table = tokens.reshape(b * n, c)
@@ -109,12 +109,11 @@ def gather_rows(tokens: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 
 
 def gather_rows_reference(tokens: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """Plain form of `gather_rows`: one of the J rows after the other."""
-    total = torch.zeros_like(tokens[:, :1])  # [B, 1, C]
-    for rows, share in zip(index.unbind(2), weight.to(tokens.dtype).unbind(2), strict=True):  # each [B, M]
-        read = tokens.gather(1, rows[..., None].expand(-1, -1, tokens.shape[2]))  # [B, M, C]
-        total = total + share[..., None] * read
-    return total
+    """Plain form of `gather_rows`, with all rows that are read in memory at once."""
+    b, n, c = tokens.shape
+    start = torch.arange(b, device=index.device)[:, None, None] * n
+    read = F.embedding(index + start, tokens.reshape(b * n, c))  # [B, M, J, C]
+    return (read * weight.to(tokens.dtype)[..., None]).sum(2)
 
 
 class _GatherRows(torch.autograd.Function):
