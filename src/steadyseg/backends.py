@@ -57,7 +57,9 @@ def attach(model: VideoSegmenter, name: Name, *, precision: Precision = "fp32") 
     if name == "compile":
         compiler = os.environ.get("CXX", "g++")
         if device == "cpu" and shutil.which(compiler) is None:
-            raise ConfigError(f"backend compile needs a C++ compiler, and there is no {compiler}: install one, or set CXX")
+            raise ConfigError(
+                f"backend compile needs a C++ compiler, and there is no {compiler}: install one, or set CXX"
+            )
         backend = Compiled()
     elif name == "openvino":
         if precision == "fp16":

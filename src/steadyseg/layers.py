@@ -172,7 +172,7 @@ class DeformableConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, C, h, w] -> [B, C, h, w]."""
-        size, width = (x.shape[2], x.shape[3]), x.shape[1]
+        size = (x.shape[2], x.shape[3])
         tokens = to_tokens(x)  # [B, N, C]
         value = self.value(tokens).unflatten(2, (self.groups, -1))  # [B, N, G, C/G]
         z = F.gelu(self.norm(to_tokens(self.depthwise(x))))  # [B, N, C]

@@ -29,7 +29,6 @@ def sample_reference(tokens: Tensor, points: Tensor, size: tuple[int, int], padd
     Returns:
         float [B, M, C].
     """
-    h, w = size
     x = tokens.transpose(1, 2).unflatten(2, size)  # [B, C, h, w]
     grid = to_grid(points, size)[:, None].to(x.dtype)  # [B, 1, M, 2]
     read = F.grid_sample(x, grid, padding_mode=padding, align_corners=False)  # [B, C, 1, M]
