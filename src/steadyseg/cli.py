@@ -382,12 +382,7 @@ def export(
         report = exporting.export(network, Path(out), format=format, size=wanted, video=video, overwrite=overwrite)
     for file in report.files:
         console.line(str(Path(out) / file))
-    shown = "any" if report.batch is None else report.batch
-    console.line(f"frames a call: {shown}")
-    rows = console.table("runtime", "frames", "count", "largest difference of a score", "labels that differ")
-    for entry in report.differences:
-        rows.add_row(entry.runtime, escape(entry.frames), str(entry.length), f"{entry.scores:.1e}", str(entry.labels))
-    console.out.print(rows)
+    console.exported(report.batch, report.differences)
 
 
 def list_names() -> None:

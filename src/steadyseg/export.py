@@ -48,6 +48,8 @@ class Difference(NamedTuple):
     """Largest difference of a score, relative to the largest score of its frame."""
     labels: int
     """Pixels of all frames with another label."""
+    pixels: int
+    """Of all frames."""
 
 
 class Report(NamedTuple):
@@ -271,8 +273,8 @@ def _differences(
 
 
 @torch.inference_mode()
-def _compare(model: VideoSegmenter, backend: Backend, frames: Tensor) -> tuple[float, int]:
-    """Stream frames uint8 [T, B, 3, H, W] through torch and a backend; -> `scores` and `labels` of Difference."""
+def _compare(model: VideoSegmenter, backend: Backend, frames: Tensor) -> tuple[float, int, int]:
+    """Stream frames uint8 [T, B, 3, H, W] through torch and a backend; -> `scores`, `labels`, `pixels`."""
     size = (frames.shape[3], frames.shape[4])
     score, labels = 0.0, 0
     states: list[Any] = [None, None]
@@ -289,7 +291,7 @@ def _compare(model: VideoSegmenter, backend: Backend, frames: Tensor) -> tuple[f
             labels += int((to_labels(ours, size) != to_labels(plain, size)).sum())
     finally:
         model.backend = previous
-    return score, labels
+    return score, labels, frames[:, :, 0].numel()
 
 
 def _random(count: int, shape: tuple[int, ...]) -> Tensor:

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadyseg.ops.grouped_sample import grouped_sample
-from steadyseg.ops.sample import sample
+from steadyseg.ops.sample import grouped_sample, sample
 
 _PLAIN = ContextVar("plain", default=False)
 
