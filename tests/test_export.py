@@ -1,4 +1,4 @@
-"""Exported graphs, streamed in ONNX Runtime and OpenVINO, give what torch gives; what is written is whole or not there."""
+"""Exported graphs, streamed in ONNX Runtime and OpenVINO, give what torch gives; what is written is whole."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CASES: dict[str, tuple[str, dict]] = {
     "flow": ("flow", {}),
     "flow, features": ("flow", {"warp": "features"}),
 }
-QUICK = ("segformer", "sdcpc", "tfc", "dcfm", "reuse")
+QUICK = ("segformer", "sdcpc", "tfc")
 """What is exported in every run of the tests; the others are marked slow."""
 
 
@@ -139,20 +139,16 @@ def test_example_gives_the_labels_of_a_stream(exported: Callable[[str], tuple[Pa
     assert (probe(out).frames, probe(out).height, probe(out).width) == (3, *SIZE)
 
 
-def test_nothing_is_written_where_the_graphs_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "_trace_all", _trace_another)
+def test_nothing_is_written_where_the_graphs_differ(
+    exported: Callable[[str], tuple[Path, Report]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = onnx.load(exported("segformer")[0] / "frame.onnx")
+    bias = next(x for x in wrong.graph.initializer if list(x.dims) == [CLASSES])
+    bias.raw_data = (torch.arange(CLASSES) * 0.1).numpy().tobytes()
+    monkeypatch.setattr(exporting, "_trace_all", lambda *_: {"frame": wrong})
     with pytest.raises(DataError, match=r"in onnxruntime the exported graphs differ from torch by .* not written"):
         export(build("segformer"), tmp_path / "out", size=SIZE)
     assert list(tmp_path.iterdir()) == []
-
-
-_traced = exporting._trace_all
-
-
-def _trace_another(model: VideoSegmenter, *rest: object) -> dict:
-    other = build("segformer")
-    torch.nn.init.normal_(other.decoder.linear_pred.weight)
-    return _traced(other, *rest)  # type: ignore[arg-type]
 
 
 def test_outputs_are_not_replaced_unasked(tmp_path: Path) -> None:
@@ -196,26 +192,30 @@ def follow(model: VideoSegmenter, frames: Tensor) -> list[Tensor]:
     return found
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", pytest.param("compile", marks=pytest.mark.slow)])
-def test_backend_streams_like_torch(name: backends.Name) -> None:
-    """A graph is compiled for the sizes it meets; states are torch's own tensors, which a later call leaves alone."""
-    model = build("reuse")
+@pytest.mark.parametrize("name", ["onnxruntime", pytest.param("compile", marks=pytest.mark.slow)])
+def test_backend_gives_what_torch_gives(name: backends.Name) -> None:
+    """A graph is compiled for the sizes it meets; what it returned stays as it is in later calls."""
+    model = build("segformer")
     for size in (SIZE, (32, 64)):
-        frames = torch.randint(0, 256, (5, 1, 3, *size), dtype=torch.uint8)
+        frames = torch.randint(0, 256, (3, 1, 3, *size), dtype=torch.uint8)
         plain = follow(model, frames)
         backends.attach(model, name)
         for ours, theirs in zip(follow(model, frames), plain, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+            assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
         backends.attach(model, "torch")
         assert model.backend is None
 
 
-def test_bf16_in_openvino_stays_close() -> None:
+def test_openvino_computes_as_it_is_told() -> None:
+    """Its own choice on some machines is bf16."""
     model = build("segformer")
-    frames = torch.randint(0, 256, (1, 1, 3, *SIZE), dtype=torch.uint8)
-    (plain,) = follow(model, frames)
-    (ours,) = follow(backends.attach(model, "openvino", precision="bf16"), frames)
-    assert (ours - plain).norm() / plain.norm() < 0.1
+    frames = torch.randint(0, 256, (2, 1, 3, *SIZE), dtype=torch.uint8)
+    for precision, bound in (("fp32", 1e-4), ("bf16", 0.1)):
+        backends.attach(model, "torch")
+        plain = follow(model, frames)
+        backends.attach(model, "openvino", precision=precision)
+        for ours, theirs in zip(follow(model, frames), plain, strict=True):
+            assert (ours - theirs).norm() < bound * theirs.norm()
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
