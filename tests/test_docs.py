@@ -194,8 +194,8 @@ def test_commands(page: str, line: str) -> None:
         for method in positional:
             options_from_dict(method, {"backbone": given["backbone"], **changes})
         return
-    assert name in ("predict", "eval")
-    method = method_of(given["model"], given["method"])
+    assert name in ("predict", "eval", "export")
+    method = method_of(positional[0] if name == "export" else given["model"], given["method"])
     options_from_dict(method, changes)
     if given["method"]:
         models.method(method).adopt({"backbone": "mit_b0", "norm_eps": "hf", "width": 256, "dropout": 0.1})

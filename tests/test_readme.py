@@ -26,6 +26,7 @@ QUICK = {
         *("data.augment.base_size=[64,96]", "data.augment.crop=[64,64]", "data.cache_mb=0", "train.class_weights=none"),
     ],
     "benchmark": ["--size", "64x96", "--classes", "5", "--frames", "2", "--warmup", "1"],
+    "export": ["--size", "64x96"],
 }
 """What is added to a command so that it takes a moment."""
 

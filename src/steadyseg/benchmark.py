@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -31,6 +32,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steadyseg.backbones.mit import VARIANTS
+from steadyseg.backends import LIBRARIES, attach
+from steadyseg.backends import Name as Backend
 from steadyseg.config import options_from_dict
 from steadyseg.costs import check_periodic, costs, pingpong
 from steadyseg.data.streets import StreetsSource
@@ -61,6 +64,8 @@ class Setting:
     """bf16 and fp16 run under autocast."""
     device: str = "cpu"
     """cpu or cuda."""
+    backend: Backend = "torch"
+    """What runs the method, see steadyseg.backends; what it is compared with always runs in torch."""
     frames: int = 200
     """Timed frames."""
     warmup: int = 20
@@ -93,13 +98,14 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
     """
     _prepare(setting)
     frames = _frames(setting)
-    model = _build(name, setting, frames[0])
+    model = _attach(_build(name, setting, frames[0]), setting)
     run = _stream(model, setting)
     for frame in pingpong(frames, setting.warmup):
         run(frame)
     count = -(-setting.frames // model.period) * model.period  # key frames and those between in their true shares
     times = [_timed(run, frame)[0] for frame in pingpong(frames, count)]
     memory = _peak_memory(setting)
+    model.backend = None  # what is counted is torch's
     return {
         "method": name,
         "backbone": setting.backbone,
@@ -133,11 +139,12 @@ def compare(name: str, setting: Setting) -> dict[str, Any]:
     frames = _frames(setting)
     if setting.against == "clip":
         ours = _build(name, setting, frames[0])
-        theirs = _forgetful(ours, setting)
+        theirs = _forgetful(deepcopy(ours), setting)
     else:
         theirs, saved = _transformers(setting, frames[0])
         with saved as folder:
             ours = load_model(folder, setting.device) if name == "segformer" else _build(name, setting, frames[0])
+    ours = _attach(ours, setting)
     runs = {"ours": _stream(ours, setting), "theirs": theirs}
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
     pixels, differing, gap = 0, 0, 0.0
@@ -289,7 +296,7 @@ def apart(function: Callable[..., dict[str, Any]], name: str, setting: Setting) 
 
 def machine(setting: Setting) -> dict[str, Any]:
     """Describe where, when and with what a measurement was made."""
-    wanted = ("steadyseg", "torch", "transformers")
+    wanted = ("steadyseg", "torch", "transformers", *LIBRARIES.get(setting.backend, ()))
     versions = {name: metadata.version(name) for name in wanted if find_spec(name)}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -334,6 +341,10 @@ def _build(name: str, setting: Setting, frame: Tensor) -> VideoSegmenter:
                 else:
                     layer.bias -= logits.mean((0, 2, 3)).repeat(layer.groups)  # maybe of several variates
     return model.train().eval()  # merged weights are computed anew
+
+
+def _attach(model: VideoSegmenter, setting: Setting) -> VideoSegmenter:
+    return attach(model, setting.backend, precision=setting.precision)
 
 
 def _stream(model: VideoSegmenter, setting: Setting) -> Callable[[Tensor], Tensor]:

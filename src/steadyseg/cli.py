@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _WARNINGS = console.Warnings(logging.WARNING)
 DEFAULT_MODEL = "sdcpc_mit_b0_camvid"
 Device = Literal["auto", "cpu", "cuda"]
+Backend = Literal["torch", "compile", "openvino", "onnxruntime"]
 
 
 # ---- predict -----------------------------------------------------------------------------------------------------
@@ -51,6 +52,7 @@ def predict(
     streams: int = 1,
     overwrite: bool = False,
     device: Device = "auto",
+    backend: Backend = "torch",
 ) -> None:
     """Segment videos.
 
@@ -73,6 +75,7 @@ def predict(
         streams: how many videos run at a time; those of one size go through the model as one batch.
         overwrite: replace an existing output.
         device: where to run.
+        backend: what runs the model; openvino and onnxruntime need steadyseg[export] and a CPU.
     """
     if not videos:
         raise UsageError("predict: no video given; expected steadyseg predict VIDEO -o OUT")
@@ -98,7 +101,7 @@ def predict(
     changes = _options(interval, options)
     counts = [probe(video).frames for video in videos]
     targets = _targets(videos, Path(out), "" if format == "labels" else ".mp4")
-    network = _load(model or _weights(method), device, method, changes)
+    network = _load(model or _weights(method), device, method, changes, backend)
     if look_ahead and not looks_ahead(network):
         console.error("warning: --look-ahead changes nothing: this method never reads later frames")
     if max_frames:
@@ -180,6 +183,7 @@ def evaluate(
     resize: Literal["exact", "align32"] | None = None,
     per_class: bool = False,
     device: Device = "auto",
+    backend: Backend = "torch",
     json: bool = False,
 ) -> None:
     """Score a model on a data set.
@@ -205,6 +209,7 @@ def evaluate(
         resize: then keep the size (exact, if nothing else is said), or stretch it to multiples of 32 (align32).
         per_class: also show the IoU of every class; JSON always has it.
         device: where to run.
+        backend: what runs the model; openvino and onnxruntime need steadyseg[export] and a CPU.
         json: print one JSON document.
     """
     from steadyseg import metrics as scoring
@@ -232,7 +237,7 @@ def evaluate(
     frames = len(section.starts) * sum(map(source.length, source.names))
     with console.progress(f"{entry.source} {entry.split}", frames) as advance:
         for start in section.starts:
-            network = _load(model, device, method, {**changes, "start": start} if start else changes)
+            network = _load(model, device, method, {**changes, "start": start} if start else changes, backend)
             scores = engine.evaluate(network, source, scorers, config=section, on_frame=advance)
     where = {
         "data": entry.source,
@@ -242,7 +247,8 @@ def evaluate(
         "resize": section.resize,
     }
     how = {"method": method, "interval": interval, "options": options or None, "starts": section.starts}
-    about = {"model": model, **how, **where, "base": section.base, "resize": section.resize}
+    how["backend"] = backend
+    about = {"model": model, **how, **where}
     protocols = [scorer.protocol for scorer in scorers]
     classes = {name: value for scorer in scorers for name, value in _each_class(scorer, source.classes).items()}
     report = {**about, "scores": scores, "protocols": protocols, "IoU": classes}
@@ -312,6 +318,7 @@ def benchmark(
     classes: int = 124,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     device: Device = "cpu",
+    backend: Backend = "torch",
     frames: int = 200,
     warmup: int = 20,
     threads: int | None = None,
@@ -335,6 +342,8 @@ def benchmark(
         classes: number of classes.
         precision: arithmetic of the forward pass.
         device: where to run.
+        backend: what runs the methods, but not what they are compared with; openvino and onnxruntime need
+            steadyseg[export] and a CPU.
         frames: timed frames.
         warmup: frames before the first timed one.
         threads: CPU threads.
@@ -368,6 +377,7 @@ def benchmark(
         backbone=backbone,
         size=_size(size, "--size"),
         classes=classes,
+        backend=backend,
         against=against or "transformers",
         **common,
     )
@@ -376,6 +386,42 @@ def benchmark(
         report["results"] = [bench.apart(bench.measure, name, setting) for name in chosen]
         report["comparisons"] = [bench.apart(bench.compare, name, setting) for name in chosen if against]
     console.benchmark(report, as_json=json)
+
+
+def export(
+    model: str,
+    *,
+    out: str,
+    method: str | None = None,
+    interval: int | None = None,
+    options: str = "",
+    format: Literal["onnx", "openvino"] = "onnx",
+    size: str = "480x853",
+    video: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model as ONNX or OpenVINO files, one a graph, and check that they compute the same.
+
+    Args:
+        model: name of shipped weights (see steadyseg list), a weights file, a run's folder, or a hub id owner/name.
+        out: the folder.
+        method: run the weights of a SegFormer by another method, without training: tfc, reuse, flow, or segformer.
+        interval: frames from one key frame to the next, for methods that have key frames.
+        options: other changes of the method's options, such as "msda=dense".
+        format: of the files.
+        size: height x width of a frame, or dynamic.
+        video: also check on the first frames of this video.
+        overwrite: replace an existing folder of exported graphs.
+    """
+    from steadyseg import export as exporting
+
+    wanted = None if size == "dynamic" else _size(size, "--size")
+    network = _load(model, "cpu", method, _options(interval, options))
+    with console.err.status("exporting"):
+        report = exporting.export(network, Path(out), format=format, size=wanted, video=video, overwrite=overwrite)
+    for file in report.files:
+        console.line(str(Path(out) / file))
+    console.exported(report.batch, report.differences)
 
 
 def list_names() -> None:
@@ -431,10 +477,13 @@ def _options(interval: int | None, options: str) -> dict[str, Any]:
     return {"interval": interval, **given}
 
 
-def _load(model: str, device: str, method: str | None, options: dict[str, Any]) -> VideoSegmenter:
+def _load(
+    model: str, device: str, method: str | None, options: dict[str, Any], backend: Backend = "torch"
+) -> VideoSegmenter:
+    from steadyseg.backends import attach
     from steadyseg.engine.checkpoint import load_model
 
-    return load_model(model, _device(device), method=method, options=options)
+    return attach(load_model(model, _device(device), method=method, options=options), backend)
 
 
 def _weights(method: str | None) -> str:
@@ -463,6 +512,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "data render": data_render,
     "list": list_names,
     "benchmark": benchmark,
+    "export": export,
 }
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -103,6 +103,16 @@ def configs(experiments: Sequence[tuple[str, Any]], costs: Mapping[str, Any]) ->
     line("Multiply-adds: at the test size, as papers count them (benchmarks/README.md). The config names its table.")
 
 
+def exported(batch: int | None, differences: Iterable[Any]) -> None:
+    """Show how many frames a call of exported graphs takes, None for any, and how they differ from torch."""
+    line(f"frames a call: {'any' if batch is None else batch}")
+    for entry in differences:
+        line(
+            f"{entry.runtime}, {entry.length} frames, {entry.frames}: largest difference of a score {entry.scores:.1e} "
+            f"of the largest; {entry.labels} of {entry.pixels} labels differ"
+        )
+
+
 _AGAINST = {"transformers": "transformers' SegFormer", "clip": "whole clips"}
 _COSTS = ("params_m", "gflops", "fps")
 _OF = {"stream": "one frame", "segment": "one frame", "clip": "one clip"}
@@ -117,7 +127,8 @@ def benchmark(report: dict[str, Any], *, as_json: bool) -> None:
     height, width = setting["size"]
     line(
         f"{about['gpu'] or about['cpu']}, {about['threads']} threads, torch {report['versions']['torch']}, "
-        f"{setting['precision']}, {height}x{width}, {setting['classes']} classes, {setting['frames']} frames"
+        f"{setting['backend']}, {setting['precision']}, {height}x{width}, {setting['classes']} classes, "
+        f"{setting['frames']} frames"
     )
     cost = table("G multiply-adds", "of", "layers", "hooks", "full", "sampling")
     speed = table("method", "M parameters", "mean ms", "median ms", "p95 ms", "FPS", "peak MiB")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadyseg.ops.sample import corners, gather_rows, sample
+from steadyseg.ops.sample import grouped_sample, sample
 
 LARGEST_SCORES = 2**27
 """Elements of an attention matrix that training on the CPU may keep."""
@@ -195,7 +195,7 @@ class DeformableConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, C, h, w] -> [B, C, h, w]."""
-        size, width = (x.shape[2], x.shape[3]), x.shape[1]
+        size = (x.shape[2], x.shape[3])
         tokens = to_tokens(x)  # [B, N, C]
         value = self.value(tokens).unflatten(2, (self.groups, -1))  # [B, N, G, C/G]
         z = F.gelu(self.norm(to_tokens(self.depthwise(x))))  # [B, N, C]
@@ -203,12 +203,8 @@ class DeformableConv(nn.Module):
         modulation = self.modulation(z).float().unflatten(2, (self.groups, 9)).softmax(-1)  # [B, N, G, 9]
         here = pixel_centres(size, x.device)[:, None, None]  # [N, 1, 1, 2]
         points = here + self.window + offset.float()  # [B, N, G, 9, 2]
-        group = torch.arange(self.groups, dtype=torch.int32, device=x.device)[:, None]  # [G, 1]
-        index, weight = corners(  # [B, N, G, 9, 4], rows of value seen as [B, N * G, C/G]
-            points, size, padding="zeros", gain=modulation, step=self.groups, first=group
-        )
-        read = gather_rows(value.flatten(1, 2), index.flatten(3).flatten(1, 2), weight.flatten(3).flatten(1, 2))
-        return to_map(self.output(read.reshape(-1, tokens.shape[1], width)), size)  # [B, C, h, w]
+        read = grouped_sample(value, points, modulation, size)  # [B, N, G, C/G]
+        return to_map(self.output(read.flatten(2)), size)  # [B, C, h, w]
 
 
 def pixel_centres(size: tuple[int, int], device: torch.device) -> Tensor:

@@ -7,6 +7,7 @@ import io
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from steadyseg import models
 from steadyseg.engine.stream import Stream
@@ -288,6 +289,47 @@ def test_graphs_match_eager(case: str) -> None:
             exported = program.module()(*graph.inputs.values())
         for a, b in zip(expected, exported, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=key)
+
+
+class Watch(TorchDispatchMode):
+    """Notes which operators run while no graph does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_inside = False
+        self.outside: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not self.is_inside:
+            self.outside.add(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@own_backbone
+def test_step_computes_in_its_graphs_alone(case: str) -> None:
+    """Every call names a graph, gives it inputs of its sizes and takes its outputs; beside that a step only copies."""
+    model = liven(build(case)).eval()
+    frames = video(8)
+    plain = stream(model, frames)
+    graphs, called = model.graphs(frames[0]), set()
+    with Watch() as watch:
+
+        def backend(name: str, function, *tensors: Tensor) -> tuple[Tensor, ...]:
+            watch.is_inside = True
+            called.add(name)
+            assert [x.shape for x in tensors] == [x.shape for x in graphs[name].inputs.values()]
+            results = graphs[name].function(*tensors)
+            assert len(results) == len(graphs[name].outputs)
+            watch.is_inside = False
+            return results
+
+        model.backend = backend
+        followed = stream(model, frames)
+    for ours, theirs in zip(followed, plain, strict=True):  # torch may take other kernels while it is watched
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert called == set(graphs) - {"between_two"}  # which looks ahead
+    if not case.startswith("flow"):  # an estimator of motion is no graph
+        assert watch.outside <= {"clone.default"}
 
 
 @own_backbone

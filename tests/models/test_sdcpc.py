@@ -128,16 +128,19 @@ def test_graphs_stream_like_step(row: str) -> None:
     images = frames(9)
     with torch.inference_mode():
         graphs = model.graphs(images[0])
-        run = lambda name, *maps: graphs[name].function(*maps)[0]  # noqa: E731
-        features, aligned = [], []
+        run = lambda name, *maps: graphs[name].function(*maps)  # noqa: E731
+        features, parts, aligned = [], [], []
         for t, logits in enumerate(model.segment(images)):
-            features.append(run("encode", images[t]))
-            near, far = features[max(t - 3, 0)], features[max(t - 6, 0)]
+            feature, *part = run("encode", images[t])
+            features.append(feature)
+            parts.append(part)
+            near, far = max(t - 3, 0), max(t - 6, 0)
             if "align" in graphs:
-                aligned.append(run("align", features[t], near))
-                near = aligned[max(t - 3, 0)]
-            references = (near, far)[: len(graphs["aggregate"].inputs) - 1]
-            result = run("aggregate", features[t], *references)
+                aligned += run("align", feature, features[near], *part)
+                read = (feature, aligned[near], features[far], *part)
+            else:
+                read = (feature, features[near], features[far], *parts[near], *parts[far])
+            (result,) = run("decide", *read[: len(graphs["decide"].inputs)])
             torch.testing.assert_close(result, logits, rtol=1e-5, atol=1e-5)
 
 

@@ -494,10 +494,10 @@ def test_still_flow_is_reuse() -> None:
     plain.load_state_dict(model.state_dict())
     image, other = frames(2)
     with torch.inference_mode():
-        _, state = model.key(image)
-        _, kept = plain.key(image)
-        ours = model.between(other, state, torch.zeros(1, 2, *SIZE))
-        torch.testing.assert_close(ours, plain.between(other, kept), rtol=1e-4, atol=1e-5)
+        _, *moved = model.key(image)
+        _, *kept = plain.key(image)
+        ours = model.between(other, *moved, torch.zeros(1, 2, *SIZE))
+        torch.testing.assert_close(ours, plain.between(other, *kept), rtol=1e-4, atol=1e-5)
 
 
 def test_state_keeps_its_own_key_frame() -> None:

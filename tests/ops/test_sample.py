@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
-from steadyseg.ops.sample import corners, gather_rows, row_products, sample, sample_reference
+from steadyseg.ops.sample import (
+    corners,
+    gather_rows,
+    grouped_sample,
+    grouped_sample_reference,
+    row_products,
+    sample,
+    sample_reference,
+)
 from steadyseg.ops.selective_attention import selective_attention, selective_attention_reference
 
 
@@ -26,6 +37,53 @@ def test_sampler_equals_reference(padding: str, size: tuple[int, int]) -> None:
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
     with torch.inference_mode():
         torch.testing.assert_close(sample(tokens, points, size, padding), results[0][0], rtol=1e-4, atol=1e-5)
+
+
+def exported(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """What a function gives after torch.export, in which it takes its form for other runtimes."""
+
+    class Module(torch.nn.Module):
+        def forward(self, *tensors: Tensor) -> Tensor:
+            return function(*tensors)
+
+    with torch.no_grad():
+        program = torch.export.export(Module(), tensors)
+    assert not any("embedding_bag" in str(node.target) for node in program.graph.nodes)
+    return program.module()(*tensors)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (1, 4)])
+def test_forms_for_export(size: tuple[int, int]) -> None:
+    """Without bags of rows, equal to the others up to rounding; far points included."""
+    h, w = size
+    tokens = torch.randn(2, h * w, 6)
+    points = torch.rand(2, 200, 2) * torch.tensor([w + 4.0, h + 4.0]) - 2.5
+    points[:, 0], points[:, 1] = 1e9, -1e9
+    for padding in ("border", "zeros"):
+        ours = exported(lambda t, p, padding=padding: sample(t, p, size, padding), tokens, points)
+        torch.testing.assert_close(ours, sample(tokens, points, size, padding), rtol=1e-4, atol=1e-5)
+    index, weight = corners(points, size, "border")
+    ours = exported(gather_rows, tokens, index, weight)
+    torch.testing.assert_close(ours, gather_rows(tokens, index, weight), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (1, 1)])
+def test_grouped_sampler_equals_reference(size: tuple[int, int]) -> None:
+    h, w = size
+    value = torch.randn(2, h * w, 3, 4)
+    points = torch.rand(2, 20, 3, 9, 2) * torch.tensor([w + 4.0, h + 4.0]) - 2.5
+    weights = torch.rand(2, 20, 3, 9)
+    plain = grouped_sample_reference(value, points, weights, size)
+    assert plain.shape == (2, 20, 3, 4)
+    torch.testing.assert_close(grouped_sample(value, points, weights, size), plain, rtol=1e-4, atol=1e-5)
+    for group in range(3):  # each reads its own channels at its own points
+        alone = sum(
+            sample(value[:, :, group], points[:, :, group, place], size, "zeros") * weights[:, :, group, place, None]
+            for place in range(9)
+        )
+        torch.testing.assert_close(plain[:, :, group], alone, rtol=1e-4, atol=1e-5)
+    ours = exported(lambda *x: grouped_sample(*x, size), value, points, weights)
+    torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_far_points_are_safe() -> None:

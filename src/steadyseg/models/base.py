@@ -24,6 +24,10 @@ STD = (58.395, 57.12, 57.375)
 """ImageNet statistics in 0..255, the normalisation of all published MiT and ResNet weights."""
 
 
+Backend = Callable[..., tuple[Tensor, ...]]
+"""Runs a graph elsewhere: name, function and input tensors -> the tensors that the function returns."""
+
+
 class Graph(NamedTuple):
     """One exportable function: tensors in, tensors out."""
 
@@ -58,6 +62,7 @@ class VideoSegmenter(nn.Module, ABC):
         palette: K RGB colours, 0..255.
         backbone: the shared feature extractor; all other parameters are "head".
         class_weights: float32 [K] weights of the cross-entropy; ones unless training sets them.
+        backend: what runs the graphs of `step`; None for torch as it is. See steadyseg.backends.
     """
 
     Config: ClassVar[type[ModelConfig]]
@@ -65,6 +70,7 @@ class VideoSegmenter(nn.Module, ABC):
     """Whether training needs labels on every frame of a clip, not only on its target."""
     backbone: Backbone
     class_weights: Tensor
+    backend: Backend | None = None
 
     def __init__(self, config: ModelConfig, num_classes: int, *, cuts: Sequence[str] = ()) -> None:
         """Build what every method has.
@@ -150,6 +156,8 @@ class VideoSegmenter(nn.Module, ABC):
     def step(self, frame: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Segment the next frame of a video.
 
+        Only the schedule is decided here: all arithmetic is in the functions of `graphs`, called through `compute`.
+
         Args:
             frame: uint8 [B, 3, H, W] RGB.
             state: what the previous call returned; None starts a video.
@@ -160,6 +168,22 @@ class VideoSegmenter(nn.Module, ABC):
         Raises:
             ShapeError: if `frame` is not a uint8 batch of RGB images, is too small, or differs in size from the state.
         """
+
+    def compute(self, name: str, function: Callable[..., Any], *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Run one of the functions that `graphs` lists: here, or by the model's backend.
+
+        Args:
+            name: of the graph.
+            function: its function; one tensor may stand for a tuple of one.
+            tensors: its inputs.
+
+        Returns:
+            Its outputs.
+        """
+        if self.backend is not None:
+            return self.backend(name, function, *tensors)
+        results = function(*tensors)
+        return results if isinstance(results, tuple) else (results,)
 
     def clip_logits(self, frames: Tensor) -> Tensor:
         """Segment the target frame of a clip with nothing remembered, as papers count the cost of a window method.
@@ -186,7 +210,10 @@ class VideoSegmenter(nn.Module, ABC):
 
     @abstractmethod
     def graphs(self, frame: Tensor) -> dict[str, Graph]:
-        """Return the tensor-only functions that `step` chooses among, with example inputs made from `frame`."""
+        """Return the tensor-only functions that `step` chooses among, with example inputs made from `frame`.
+
+        The names are those that `step` gives to `compute`.
+        """
 
     @property
     def encoder(self) -> tuple[nn.Parameter, ...]:

@@ -273,8 +273,8 @@ class DCFM(VideoSegmenter):
         if state is not None:
             last, distance = state, state.age + 1
             if not is_key(schedule, distance, lambda: self.change(frame, last.image[0])):
-                return self.between(frame, last.kept), last._replace(age=distance)
-        logits, kept = self.key(frame)
+                return self.view(frame, last.kept), last._replace(age=distance)
+        logits, kept = self.compute("key", self.key, frame)
         image = (frame.clone(),) if schedule.threshold else ()  # the caller may fill its frame anew
         return logits, DCFMState(kept, 0, size, image)
 
@@ -296,14 +296,19 @@ class DCFM(VideoSegmenter):
         distance = first if ahead.has(first) else len(ahead.frames)
         while distance:
             *waiting, key = ahead.take(distance)
-            logits, now = self.key(key)
+            logits, now = self.compute("key", self.key, key)
             for frame in waiting:
-                yield self.between(frame, *kept, now)  # Eq. (7)
+                yield self.view(frame, *kept, now)  # Eq. (7)
             yield logits
             kept = (now,)
             distance = self.next_key(ahead, key)
         for frame in ahead.frames:
-            yield self.between(frame, *kept)
+            yield self.view(frame, *kept)
+
+    def view(self, frame: Tensor, *kept: Tensor) -> Tensor:
+        """Compute "between" or, with two key frames, "between_two"; arguments and result as of `between`."""
+        (logits,) = self.compute("between" if len(kept) == 1 else "between_two", self.between, frame, *kept)
+        return logits
 
     def next_key(self, ahead: Ahead, key: Tensor) -> int:
         """Return the distance of the next key frame from the last one, uint8 [B, 3, H, W]; 0 if there is none."""
@@ -328,19 +333,36 @@ class DCFM(VideoSegmenter):
         return size
 
     def change(self, frame: Tensor, key: Tensor) -> float:
-        """The score of the adaptive schedule: mean absolute difference of two normalised images uint8 [1, 3, H, W]."""
-        return float((self.normalize(frame) - self.normalize(key)).abs().mean())
+        """The score of the adaptive schedule for two images uint8 [1, 3, H, W]."""
+        return float(*self.compute("change", self.difference, frame, key))
+
+    def difference(self, frame: Tensor, key: Tensor) -> Tensor:
+        """Mean absolute difference of two normalised images uint8 [1, 3, H, W]; scalar."""
+        return (self.normalize(frame) - self.normalize(key)).abs().mean()
 
     def graphs(self, frame: Tensor) -> dict[str, Graph]:
-        """Return "key" (frame -> logits, kept) and "between" (frame, kept -> logits), the two parts of `step`."""
+        """Return "key" (frame -> logits, kept) and "between" (frame, kept -> logits), the two parts of `step`.
+
+        Where `segment` looks ahead also "between_two" (frame, kept_before, kept_after -> logits), and with the adaptive
+        schedule "change" (frame, image -> score).
+        """
         with torch.no_grad():
             _, kept = self.key(frame)
-        return {
+
+        def between(*tensors: Tensor) -> tuple[Tensor, ...]:
+            return (self.between(*tensors),)
+
+        graphs = {
             "key": Graph(self.key, {"frame": frame}, ("logits", "kept")),
-            "between": Graph(
-                lambda frame, kept: (self.between(frame, kept),), {"frame": frame, "kept": kept}, ("logits",)
-            ),
+            "between": Graph(between, {"frame": frame, "kept": kept}, ("logits",)),
         }
+        if self.config.neighbours == 2:
+            two = {"frame": frame, "kept_before": kept, "kept_after": kept}
+            graphs["between_two"] = Graph(between, two, ("logits",))
+        if self.config.schedule.threshold:
+            images = {"frame": frame, "image": frame}
+            graphs["change"] = Graph(lambda *pair: (self.difference(*pair),), images, ("score",))
+        return graphs
 
 
 # ---- Eqs. (1), (2): the two features of a frame ---------------------------------------------------------------------
@@ -488,6 +510,8 @@ def _planes(x: Tensor, weight: Tensor) -> Tensor:
 
     For maps stored channels-last this order of the product is also the fastest when K is no multiple of 16.
     """
+    if torch.compiler.is_exporting():  # of any batch
+        return torch.matmul(weight, x.flatten(2)).unflatten(2, x.shape[2:])  # [B, K, h, w]
     return torch.stack([weight.mm(each.flatten(1)) for each in x]).unflatten(2, x.shape[2:])  # [B, K, h, w]
 
 

@@ -147,9 +147,10 @@ class FlowPropagation(VideoSegmenter):
         """Segment the next frame; see VideoSegmenter.step. Frames 0, interval, 2 interval, ... are key frames."""
         size = check_same(frame, None if state is None else state.size)
         if state is None or state.age + 1 >= self.config.interval:
-            logits, *stages = self.key(frame)
+            logits, *stages = self.compute("key", self.key, frame)
             return logits, FlowState(tuple(stages) or (logits,), frame.clone(), 0, size)  # a caller may reuse its frame
-        logits = self.between(*state.maps, self.motion(frame, state.image))
+        motion = self.motion(frame, state.image)  # an estimator is no graph
+        (logits,) = self.compute("between", self.between, *state.maps, motion)
         return logits, state._replace(age=state.age + 1)
 
     def graphs(self, frame: Tensor) -> dict[str, Graph]:

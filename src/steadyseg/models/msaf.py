@@ -144,12 +144,12 @@ class MSAF(VideoSegmenter):
         repeated = [each[0]] * (len(self.offsets) - len(each))
         return (*maps, each[-1]), [*repeated, *each[:-1]]
 
-    def encode(self, frames: Tensor, targets: int) -> tuple[Tensor, ...]:
+    def encode(self, frames: Tensor, targets: int | None = None) -> tuple[Tensor, ...]:
         """Run the backbone and reduce what is read of it.
 
         Args:
             frames: uint8 [M, 3, H, W].
-            targets: B, how many frames, the last ones, are target frames.
+            targets: B, how many frames, the last ones, are target frames; None: all.
 
         Returns:
             With the state branch f_3 and f_4 of the target frames, each [B, C, h, w]; f_5 of all, [M, C, h, w].
@@ -157,7 +157,8 @@ class MSAF(VideoSegmenter):
         stages = self.backbone(self.normalize(frames))
         size = (stages["stage2"].shape[2], stages["stage2"].shape[3])
         *earlier, last = self.reduce.items()
-        maps = [reduce(stages[stage][-targets:], size) for stage, reduce in earlier]
+        first = 0 if targets is None else len(frames) - targets
+        maps = [reduce(stages[stage][first:], size) for stage, reduce in earlier]
         return *maps, last[1](stages[last[0]], size)
 
     def outputs(self, maps: Sequence[Tensor], before: Sequence[Tensor], *, with_losses: bool) -> dict[str, Tensor]:
@@ -198,12 +199,18 @@ class MSAF(VideoSegmenter):
         The first frame of a video stands for the two before it. With `mean_of_masks` the "logits" are probabilities.
         """
         size = check_same(frame, None if state is None else state.size)
-        maps = self.encode(frame, targets=len(frame))
-        if self.config.motion == "off":
-            return self.decide(maps, ()), MSAFState((), size)
+        maps = self.compute("encode", self.encode, frame)
         deep = maps[-1]
-        before = (deep, deep) if state is None else state.before
-        return self.decide(maps, before), MSAFState((before[-1], deep), size)
+        before: tuple[Tensor, ...] = ()
+        if self.config.motion != "off":
+            before = (deep, deep) if state is None else state.before
+        (logits,) = self.compute("decide", self.decide_flat, *maps, *before)
+        return logits, MSAFState((before[-1], deep) if before else (), size)
+
+    def decide_flat(self, *tensors: Tensor) -> Tensor:
+        """`maps` and `before`, one after the other -> what `decide` returns."""
+        count = len(self.reduce)
+        return self.decide(tensors[:count], tensors[count:])
 
     def graphs(self, frame: Tensor) -> dict[str, Graph]:
         """Return "encode" (frame -> f3, f4, f5) and "decide" (f3, f4, f5, and f5 of t-2 and t-1 -> logits).
@@ -211,13 +218,13 @@ class MSAF(VideoSegmenter):
         f3 and f4 are missing without the state branch, f5 of the earlier frames without motion.
         """
         with torch.no_grad():
-            maps = self.encode(frame, targets=len(frame))
+            maps = self.encode(frame)
         names = ("f3", "f4", "f5")[-len(maps) :]
         earlier = ("f5_two_before", "f5_one_before")[: len(self.offsets) - 1]
         inputs = dict(zip(names, maps, strict=True)) | dict.fromkeys(earlier, maps[-1])
         return {
-            "encode": Graph(lambda frame: self.encode(frame, targets=len(frame)), {"frame": frame}, names),
-            "decide": Graph(lambda *x: (self.decide(x[: len(names)], x[len(names) :]),), inputs, ("logits",)),
+            "encode": Graph(self.encode, {"frame": frame}, names),
+            "decide": Graph(lambda *x: (self.decide_flat(*x),), inputs, ("logits",)),
         }
 
 

@@ -89,7 +89,8 @@ class PSPNet(VideoSegmenter):
 
     def step(self, frame: Tensor, state: PSPNetState | None = None) -> tuple[Tensor, PSPNetState]:
         """Segment one frame; see VideoSegmenter.step. The state is empty."""
-        return self.logits(frame), PSPNetState()
+        (logits,) = self.compute("frame", self.logits, frame)
+        return logits, PSPNetState()
 
     def graphs(self, frame: Tensor) -> dict[str, Graph]:
         """Return "frame": frame -> logits."""

@@ -147,9 +147,10 @@ class Reuse(VideoSegmenter):
         """Segment the next frame; see VideoSegmenter.step. Frames 0, interval, 2 interval, ... are key frames."""
         size = check_same(frame, None if state is None else state.size)
         if state is None or state.age + 1 >= self.config.interval:
-            logits, deep = self.key(frame)
+            logits, deep = self.compute("key", self.key, frame)
             return logits, ReuseState(deep, 0, size)
-        return self.between(frame, state.deep), state._replace(age=state.age + 1)
+        (logits,) = self.compute("between", self.between, frame, state.deep)
+        return logits, state._replace(age=state.age + 1)
 
     def graphs(self, frame: Tensor) -> dict[str, Graph]:
         """Return "key" (frame -> logits, deep) and "between" (frame, deep -> logits)."""

@@ -184,9 +184,9 @@ class SDCPC(VideoSegmenter):
         """frames uint8 [B, T, 3, H, W] -> T maps S, each [B, C, h, w]; all frames in one batch."""
         count = frames.shape[1]
         stacked = frames.transpose(0, 1).flatten(0, 1)  # [T * B, 3, H, W]
-        return self.encode(stacked).chunk(count)
+        return self.feature(stacked).chunk(count)
 
-    def encode(self, frame: Tensor) -> Tensor:
+    def feature(self, frame: Tensor) -> Tensor:
         """frame uint8 [B, 3, H, W] -> S [B, C, h, w]."""
         return self.ssea(self.backbone(self.normalize(frame)))
 
@@ -217,45 +217,69 @@ class SDCPC(VideoSegmenter):
             similarity = variate_similarity(prototypes)
         return {"contrast": mcp.contrast_weight * contrast, "similarity": mcp.similarity_weight * similarity}
 
+    def encode(self, frame: Tensor) -> tuple[Tensor, ...]:
+        """Compute what depends on one frame alone.
+
+        Args:
+            frame: uint8 [B, 3, H, W].
+
+        Returns:
+            S [B, C, h, w] and, with stage 1, its part in that stage's offset convolution [B, C, h, w]: as a query in
+            the progressive order, as a reference in the direct one.
+        """
+        feature = self.feature(frame)
+        if 1 not in self.config.dssa.stages:
+            return (feature,)
+        offsets = self.dssa.offsets1
+        return feature, offsets.query_part(feature) if self.dssa.is_progressive else offsets.reference_part(feature)
+
+    def decide(self, *maps: Tensor) -> Tensor:
+        """The inputs of `DSSA.progressive`, of `DSSA.direct` or, without any stage, S -> logits [B, K, h, w]."""
+        if not self.config.dssa.stages:
+            return self.head(*maps)
+        return self.head(self.dssa.progressive(*maps) if self.dssa.is_progressive else self.dssa.direct(*maps))
+
     def step(self, frame: Tensor, state: SDCPCState | None = None) -> tuple[Tensor, SDCPCState]:
         """Segment the next frame with one backbone pass; see VideoSegmenter.step. Logits have the working stride."""
         size = check_same(frame, None if state is None else state.size)
-        feature = self.encode(frame)
+        feature, *part = self.compute("encode", self.encode, frame)
         if not self.config.dssa.stages:
-            return self.head(feature), SDCPCState((), (), (), size)
+            (logits,) = self.compute("decide", self.decide, feature)
+            return logits, SDCPCState((), (), (), size)
         if state is None:
             state = SDCPCState((), (), (), size)
         features = (*state.features, feature)
         near, far = _before(features, 3), _before(features, 6)
         parts, aligned = state.parts, state.aligned
         if self.dssa.is_progressive:
-            part = self.dssa.offsets1.query_part(feature)
-            aligned = (*aligned, self.dssa.align(feature, near, part))
-            fused = self.dssa.progressive(feature, _before(aligned, 3), far, part)
-        elif 1 in self.config.dssa.stages:
-            parts = (*parts, self.dssa.offsets1.reference_part(feature))
-            fused = self.dssa.direct(feature, near, far, (_before(parts, 3), _before(parts, 6)))
+            aligned = (*aligned, *self.compute("align", self.dssa.align, feature, near, *part))
+            read = (feature, _before(aligned, 3), far, *part)
         else:
-            fused = self.dssa.direct(feature, near, far)
-        return self.head(fused), SDCPCState(features[-6:], aligned[-3:], parts[-6:], size)
+            parts = (*parts, *part)
+            read = (feature, near, far, *(_before(parts, distance) for distance in (3, 6) if parts))
+        (logits,) = self.compute("decide", self.decide, *read)
+        return logits, SDCPCState(features[-6:], aligned[-3:], parts[-6:], size)
 
     def graphs(self, frame: Tensor) -> dict[str, Graph]:
         """Return the parts of `step` on tensors: which maps they read from the state is `step`'s business.
 
-        "encode" (frame -> feature); in the progressive order "align" (feature, near -> aligned); "aggregate"
-        (feature, aligned, far -> logits), where `aligned` is the plain near map in the direct order or without
-        stage 1, and both references are missing without any stage.
+        "encode" (frame -> feature, part); in the progressive order "align" (feature, near, part -> aligned); "decide"
+        (feature, aligned, far, part -> logits), in the direct order (feature, near, far, near_part, far_part ->
+        logits). Parts are missing without stage 1, references without any stage.
         """
         with torch.no_grad():
-            feature = self.encode(frame)
-        graphs = {"encode": Graph(lambda frame: (self.encode(frame),), {"frame": frame}, ("feature",))}
-        inputs = {"feature": feature}
+            feature, *part = self.encode(frame)
+        own = dict.fromkeys(["part"][: len(part)], *part)
+        graphs = {"encode": Graph(self.encode, {"frame": frame}, ("feature", *own))}
         if self.dssa.is_progressive:
-            pair = {"feature": feature, "near": feature}
-            graphs["align"] = Graph(lambda *maps: (self.dssa.align(*maps),), pair, ("aligned",))
-        if self.config.dssa.stages:
-            inputs |= {"aligned" if self.dssa.is_progressive else "near": feature, "far": feature}
-        graphs["aggregate"] = Graph(lambda *maps: (self.head(self.dssa(*maps)),), inputs, ("logits",))
+            inputs = {"feature": feature, "near": feature, **own}
+            graphs["align"] = Graph(lambda *maps: (self.dssa.align(*maps),), inputs, ("aligned",))
+            references = {"aligned": feature, "far": feature, **own}
+        else:
+            references = dict.fromkeys(("near", "far"), feature) if self.config.dssa.stages else {}
+            references |= {f"{name}_part": map_ for name in ("near", "far") for map_ in part}
+        inputs = {"feature": feature, **references}
+        graphs["decide"] = Graph(lambda *maps: (self.decide(*maps),), inputs, ("logits",))
         return graphs
 
 
@@ -382,10 +406,10 @@ class DSSA(nn.Module):
         fused = self.align(feature, aligned, part)
         return self.refine(fused, aligned, far)
 
-    def direct(self, feature: Tensor, near: Tensor, far: Tensor, parts: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def direct(self, feature: Tensor, near: Tensor, far: Tensor, *parts: Tensor) -> Tensor:
         """S^t, S^{t-3}, S^{t-6}, each [B, C, h, w] -> G^t.
 
-        `parts` are stage 1's reference parts of `near` and `far`, computed here if None.
+        `parts` are stage 1's reference parts of `near` and `far`, computed here if there are none.
         """
         fused = feature
         if 1 in self.stages:

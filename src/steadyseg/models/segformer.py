@@ -68,7 +68,8 @@ class SegFormer(VideoSegmenter):
 
     def step(self, frame: Tensor, state: SegFormerState | None = None) -> tuple[Tensor, SegFormerState]:
         """Segment one frame; see VideoSegmenter.step. The state is empty."""
-        return self.logits(frame), SegFormerState()
+        (logits,) = self.compute("frame", self.logits, frame)
+        return logits, SegFormerState()
 
     def graphs(self, frame: Tensor) -> dict[str, Graph]:
         """Return "frame": frame -> logits."""

@@ -226,7 +226,6 @@ class TFC(VideoSegmenter):
         deep: tuple[Tensor, ...],
         projected: Tensor | None,
         correlation: Tensor | None,
-        dense: bool = False,
     ) -> Tensor:
         """Refine the points of Omega, where the attention is on.
 
@@ -236,7 +235,6 @@ class TFC(VideoSegmenter):
             deep: v^3 and v^4 of their key frames.
             projected: v^l of `corr_level`.
             correlation: w float32 [B, 1, h_1, w_1].
-            dense: compute all points, as `msda` "dense" does.
 
         Returns:
             z_t [B, D, h_1, w_1].
@@ -246,7 +244,7 @@ class TFC(VideoSegmenter):
         assert projected is not None and correlation is not None
         other = self.project(stages, 3 - self.config.corr_level)
         values = (other, projected, *deep) if self.config.corr_level == 2 else (projected, other, *deep)  # Eq. (10)
-        return self.attention(fused, values, self.select(correlation), dense=dense or self.config.msda == "dense")
+        return self.attention(fused, values, self.select(correlation), dense=self.config.msda == "dense")
 
     def select(self, correlation: Tensor) -> Tensor:
         """w [B, 1, h_1, w_1] -> Omega, bool [B, N] (Eq. (8)); no gradient."""
@@ -267,93 +265,90 @@ class TFC(VideoSegmenter):
         weight = correlation.clamp(0, 1) if self.config.interp == "cosine" else (correlation >= HARD)  # Eq. (6)
         return torch.lerp(now, key, weight.to(now.dtype))
 
-    def key(self, frame: Tensor) -> tuple[Tensor, TFCState]:
-        """Key frame uint8 [B, 3, H, W] -> logits [B, K, h_1, w_1] and all that the frames after it need."""
-        frame_size = check_same(frame, None)
+    @property
+    def kept(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+        """Names of what a key frame leaves: `deep`, `direction` and `logits` of the state."""
+        deep = ("share", "value3", "value4") if self.has_attention else ("share",)
+        return (
+            ("stage3", "stage4") if self.config.align == "flow" else deep,
+            ("direction",) if self.has_correlation else (),
+            () if self.config.interp == "off" else ("key_logits",),
+        )
+
+    def key(self, frame: Tensor) -> tuple[Tensor, ...]:
+        """Key frame uint8 [B, 3, H, W] -> logits [B, K, h_1, w_1] and what it leaves, as in `kept`; see TFCState."""
         stages = self.backbone(self.normalize(frame))
         size = (stages["stage1"].shape[2], stages["stage1"].shape[3])
         deep = self.deep(stages, size)
         shallow = {name: stages[name] for name in ("stage1", "stage2")}
         logits = self.classify(self.decoder.features(shallow, kept=deep[0]))  # Eqs. (1) to (3)
-        direction: tuple[Tensor, ...] = ()
+        left = (stages["stage3"], stages["stage4"]) if self.config.align == "flow" else deep
         if self.has_correlation:
-            direction = (to_direction(resize(self.project(stages, self.config.corr_level), size)),)
-        moves = self.config.align == "flow"
-        kept = TFCState(
-            deep=(stages["stage3"], stages["stage4"]) if moves else deep,
-            direction=direction,
-            logits=() if self.config.interp == "off" else (logits,),
-            image=(frame.clone(),) if moves else (),  # a caller may reuse its frame
-            age=0,
-            size=frame_size,
-        )
-        return logits, kept
+            left = (*left, to_direction(resize(self.project(stages, self.config.corr_level), size)))
+        return (logits, *left) if self.config.interp == "off" else (logits, *left, logits)
 
-    def between(self, frame: Tensor, state: TFCState, flow: Tensor | None = None, *, dense: bool = False) -> Tensor:
+    def between(self, frame: Tensor, *tensors: Tensor) -> Tensor:
         """Segment a frame that is not a key frame.
 
         Args:
             frame: uint8 [B, 3, H, W].
-            state: of its key frame; image, age and size are not read.
-            flow: where the features are moved, the displacement to the key frame, float32 [B, 2, H, W].
-            dense: compute the attention in all points, which takes tensors only.
+            tensors: what the key frame left, as in `kept`; then, where the features are moved, the displacement to the
+                key frame, float32 [B, 2, H, W].
 
         Returns:
             logits [B, K, h_1, w_1].
         """
+        (deep, direction, before), flow = self.group(tensors)
         stages = self.backbone(self.normalize(frame), stop="stage2")
         size = (stages["stage1"].shape[2], stages["stage1"].shape[3])
-        deep = state.deep
-        if flow is not None:
-            moved = (warp(x, flow) for x in state.deep)
+        if flow:
+            moved = (warp(x, *flow) for x in deep)
             deep = self.deep(dict(zip(("stage3", "stage4"), moved, strict=True)), size)
         fused = self.decoder.features(stages, kept=deep[0])  # Eq. (4)
         projected = correlation = None
         if self.has_correlation:
             projected = self.project(stages, self.config.corr_level)
-            correlation = correlate(state.direction[0], resize(projected, size))
+            correlation = correlate(direction[0], resize(projected, size))
         fused = self.refine(
-            fused, stages, deep=deep[1:], projected=projected, correlation=correlation, dense=dense
+            fused, stages, deep=deep[1:], projected=projected, correlation=correlation
         )  # Eqs. (8) to (11)
         logits = self.classify(fused)
-        return self.mix(logits, state.logits[0], correlation) if state.logits else logits
+        return self.mix(logits, before[0], correlation) if before else logits
+
+    def group(self, tensors: Sequence[Tensor]) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        """Split what `key` returns after the logits into the groups of `kept`, and what follows them."""
+        rest = iter(tensors)
+        return [tuple(next(rest) for _ in names) for names in self.kept], tuple(rest)
 
     def step(self, frame: Tensor, state: TFCState | None = None) -> tuple[Tensor, TFCState]:
         """Segment the next frame; see VideoSegmenter.step. Frames 0, interval, 2 interval, ... are key frames."""
-        if state is not None:
-            check_same(frame, state.size)
+        size = check_same(frame, None if state is None else state.size)
+        moves = self.config.align == "flow"
         if state is None or state.age + 1 >= self.config.interval:
-            return self.key(frame)
-        flow = displacement(self.config.flow, frame, state.image[0]) if self.config.align == "flow" else None
-        return self.between(frame, state, flow), state._replace(age=state.age + 1)
+            logits, *left = self.compute("key", self.key, frame)
+            (deep, direction, before), _ = self.group(left)
+            image = (frame.clone(),) if moves else ()  # a caller may reuse its frame
+            return logits, TFCState(deep, direction, before, image, 0, size)
+        flow = (displacement(self.config.flow, frame, *state.image),) if moves else ()  # an estimator is no graph
+        left = [*state.deep, *state.direction, *state.logits]
+        (logits,) = self.compute("between", self.between, frame, *left, *flow)
+        return logits, state._replace(age=state.age + 1)
 
     def graphs(self, frame: Tensor) -> dict[str, Graph]:
         """Return "key" (frame -> logits, kept tensors) and "between" (frame, kept tensors[, flow] -> logits).
 
-        The kept tensors are those of the state, in its order. The attention runs on all points; the flow is an input,
-        as an estimator is no graph.
+        The kept tensors are those of the state, in its order; the flow is an input, as an estimator is no graph. How
+        many points the attention refines depends on the video, unless `msda` is "dense".
         """
         with torch.no_grad():
-            _, kept = self.key(frame)
-        deep = ["stage3", "stage4"] if self.config.align == "flow" else ["share", "value3", "value4"]
-        names = [*deep[: len(kept.deep)], *["direction"][: len(kept.direction)], *["key_logits"][: len(kept.logits)]]
-        inputs = dict(zip(names, (*kept.deep, *kept.direction, *kept.logits), strict=True))
+            _, *left = self.key(frame)
+        names = [name for group in self.kept for name in group]
+        inputs = dict(zip(names, left, strict=True))
         if self.config.align == "flow":
             inputs["flow"] = torch.ones(frame.shape[0], 2, *frame.shape[2:], device=frame.device)  # [B, 2, H, W]
-
-        def key(frame: Tensor) -> tuple[Tensor, ...]:
-            logits, state = self.key(frame)
-            return logits, *state.deep, *state.direction, *state.logits
-
-        def between(frame: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-            rest = iter(tensors)
-            deep, direction, before = (tuple(next(rest) for _ in group) for group in kept[:3])
-            state = kept._replace(deep=deep, direction=direction, logits=before)
-            return (self.between(frame, state, next(rest, None), dense=True),)
-
         return {
-            "key": Graph(key, {"frame": frame}, ("logits", *names)),
-            "between": Graph(between, {"frame": frame, **inputs}, ("logits",)),
+            "key": Graph(self.key, {"frame": frame}, ("logits", *names)),
+            "between": Graph(lambda *x: (self.between(*x),), {"frame": frame, **inputs}, ("logits",)),
         }
 
 

@@ -59,7 +59,7 @@ def deformable_attention(
         table = value.reshape(1, -1, width // heads)  # [1, B * N_l * M, D / M]
         row, share = _corners(points[:, level], weights[level], image, size)
         parts.append(gather_rows(table, row.flatten(2).flatten(0, 1)[None], share.flatten(2).flatten(0, 1)[None]))
-    return sum(parts[1:], start=parts[0]).reshape(len(image), width)  # [Q, D]
+    return sum(parts[1:], start=parts[0]).reshape(image.shape[0], width)  # [Q, D]
 
 
 def _corners(points: Tensor, weights: Tensor, image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

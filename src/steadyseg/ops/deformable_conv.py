@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from steadyseg.ops.sample import corners, gather_rows, sample_reference
+from steadyseg.ops.sample import sample, sample_reference
 
 
 def deformable_conv_reference(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -38,8 +38,7 @@ def deformable_conv(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor) -> 
     """
     size = (x.shape[2], x.shape[3])
     points = window_points(offset.float(), weight.shape[-1])  # [B, N, k * k, 2]
-    index, share = corners(points.flatten(1, 2), size, padding="zeros")  # [B, N * k * k, 4]
-    read = gather_rows(x.flatten(2).transpose(1, 2), index, share)  # [B, N * k * k, C]
+    read = sample(x.flatten(2).transpose(1, 2), points.flatten(1, 2), size, "zeros")  # [B, N * k * k, C]
     window = read.unflatten(1, points.shape[1:3]).flatten(2)  # [B, N, k * k * C]
     matrix = weight.permute(0, 2, 3, 1).flatten(1)  # [D, k * k * C]
     return F.linear(window, matrix, bias).unflatten(1, size).permute(0, 3, 1, 2)  # [B, D, h, w]

@@ -1,4 +1,8 @@
-"""Read a map at fractional points, bilinearly: the reference, and a version that gathers whole rows of channels."""
+"""Read a map at fractional points, bilinearly: the reference, and a version that gathers whole rows of channels.
+
+Formats such as ONNX know neither bags of rows nor a loop over them: a graph that is exported reads by ``grid_sample``
+or by plain gathers, with the same result up to rounding.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +29,26 @@ def sample_reference(tokens: Tensor, points: Tensor, size: tuple[int, int], padd
     Returns:
         float [B, M, C].
     """
-    h, w = size
     x = tokens.transpose(1, 2).unflatten(2, size)  # [B, C, h, w]
-    scale = torch.tensor([2.0 / w, 2.0 / h], dtype=points.dtype, device=points.device)
-    grid = (points + 0.5) * scale - 1.0  # [B, M, 2]
-    read = F.grid_sample(x, grid[:, None].to(x.dtype), padding_mode=padding, align_corners=False)  # [B, C, 1, M]
+    grid = to_grid(points, size)[:, None].to(x.dtype)  # [B, 1, M, 2]
+    read = F.grid_sample(x, grid, padding_mode=padding, align_corners=False)  # [B, C, 1, M]
     return read[:, :, 0].transpose(1, 2)  # [B, M, C]
+
+
+def to_grid(points: Tensor, size: tuple[int, int]) -> Tensor:
+    """float [..., 2] (x, y) in pixels of an h x w map -> the same in units of ``grid_sample``, -1..1 from edge to edge.
+
+    What lies more than a pixel outside is moved up to there, where the same is read and no number overflows.
+    """
+    h, w = size
+    x, y = points[..., 0].clamp(-1, w), points[..., 1].clamp(-1, h)
+    return torch.stack(((x + 0.5) * (2.0 / w) - 1.0, (y + 0.5) * (2.0 / h) - 1.0), dim=-1)  # [..., 2]
 
 
 def sample(tokens: Tensor, points: Tensor, size: tuple[int, int], padding: Padding) -> Tensor:
     """Read `tokens` at `points`; arguments and result as in `sample_reference`, equal up to rounding."""
+    if torch.compiler.is_exporting():
+        return sample_reference(tokens, points, size, padding)
     index, weight = corners(points, size, padding)  # [B, M, 4]
     return gather_rows(tokens, index, weight)  # [B, M, C]
 
@@ -99,6 +113,8 @@ def gather_rows(tokens: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     Returns:
         float [B, M, C]; gradients flow to `tokens` and `weight`.
     """
+    if torch.compiler.is_exporting():
+        return gather_rows_reference(tokens, index, weight)
     b, n, c = tokens.shape
     rows = _rows(index, n)  # [B * M, J]
     table = tokens.reshape(b * n, c)
@@ -134,6 +150,48 @@ def _rows(index: Tensor, n: int) -> Tensor:
         return index[0]
     start = torch.arange(0, len(index) * n, n, dtype=index.dtype, device=index.device)[:, None, None]
     return (index + start).flatten(0, 1)  # [B * M, J]
+
+
+def gather_rows_reference(tokens: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Plain form of `gather_rows`, with all rows that are read in memory at once."""
+    b, n, c = tokens.shape
+    start = torch.arange(b, device=index.device)[:, None, None] * n
+    read = F.embedding(index + start, tokens.reshape(b * n, c))  # [B, M, J, C]
+    return (read * weight.to(tokens.dtype)[..., None]).sum(2)
+
+
+def grouped_sample_reference(value: Tensor, points: Tensor, weights: Tensor, size: tuple[int, int]) -> Tensor:
+    """Weighted sums of points read from a map whose channels are in groups, each with its own points; plain form.
+
+    Args:
+        value: float [B, N, G, C], an h x w map row by row; C channels in each of G groups.
+        points: float [B, Q, G, P, 2], (x, y) in pixels; (0, 0) is the centre of the first, outside the map is zero.
+        weights: float [B, Q, G, P].
+        size: (h, w).
+
+    Returns:
+        float [B, Q, G, C].
+    """
+    batch, groups = value.shape[0], value.shape[2]
+    maps = value.permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, size)  # [B * G, C, h, w]
+    grid = to_grid(points, size).transpose(1, 2).flatten(0, 1)  # [B * G, Q, P, 2]
+    read = F.grid_sample(maps, grid.to(maps.dtype), align_corners=False)  # [B * G, C, Q, P]
+    shares = weights.to(maps.dtype).transpose(1, 2).flatten(0, 1)  # [B * G, Q, P]
+    total = (read * shares[:, None]).sum(3)  # [B * G, C, Q]
+    return total.unflatten(0, (batch, groups)).permute(0, 3, 1, 2)  # [B, Q, G, C]
+
+
+def grouped_sample(value: Tensor, points: Tensor, weights: Tensor, size: tuple[int, int]) -> Tensor:
+    """The same as one gather of rows; arguments and result as in `grouped_sample_reference`."""
+    if torch.compiler.is_exporting():
+        return grouped_sample_reference(value, points, weights, size)
+    groups, count = value.shape[2], points.shape[1]
+    group = torch.arange(groups, dtype=torch.int32, device=value.device)[:, None]  # [G, 1]
+    index, share = corners(  # [B, Q, G, P, 4], rows of value seen as [B, N * G, C]
+        points, size, padding="zeros", gain=weights, step=groups, first=group
+    )
+    read = gather_rows(value.flatten(1, 2), index.flatten(3).flatten(1, 2), share.flatten(3).flatten(1, 2))
+    return read.unflatten(1, (count, groups))  # [B, Q, G, C]
 
 
 class _GatherRows(torch.autograd.Function):

@@ -70,11 +70,11 @@ class Output:
         with _writable(self.path):
             self.part.write_bytes(b"")
 
-    def open_folder(self, suffix: str) -> None:
+    def open_folder(self, *suffixes: str) -> None:
         """Create the hidden folder.
 
         Args:
-            suffix: of the files that will be in it, such as ".png". A folder that already exists is
+            suffixes: of the files that will be in it, such as ".png". A folder that already exists is
                 only replaced when all it holds are such files.
 
         Raises:
@@ -82,9 +82,13 @@ class Output:
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"output {self.path} is a file; expected the name of a folder")
-        others = [file.name for file in self.path.iterdir() if file.suffix != suffix] if self.path.is_dir() else []
+        others = (
+            [file.name for file in self.path.iterdir() if file.suffix not in suffixes] if self.path.is_dir() else []
+        )
         if others:
-            raise ConfigError(f"output {self.path} also holds {others[0]}, which is no {suffix}; give another folder")
+            raise ConfigError(
+                f"output {self.path} also holds {others[0]}, which is no {' or '.join(suffixes)}; give another folder"
+            )
         with _writable(self.path):
             shutil.rmtree(self.part, ignore_errors=True)
             self.part.mkdir()

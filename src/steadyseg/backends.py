@@ -1,0 +1,263 @@
+"""One graph run by torch, torch.compile, OpenVINO or ONNX Runtime: the same tensors in, the same tensors out.
+
+A backend takes the place of torch in `VideoSegmenter.compute`, so `step`, streams, evaluation and prediction do not
+change. Graphs are compiled when they are first called, for the sizes of that call.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from steadyseg.models.base import Backend, VideoSegmenter
+from steadyseg.types import ConfigError
+
+Name = Literal["torch", "compile", "openvino", "onnxruntime"]
+Precision = Literal["fp32", "bf16", "fp16"]
+OPSET = 20
+"""Of the ONNX files: the first with GELU, and with samplers as they are now."""
+LIBRARIES = {"onnx": ("onnx", "onnxscript"), "onnxruntime": ("onnxruntime",), "openvino": ("openvino",)}
+"""What writing ONNX and running it needs, by name for people."""
+
+Session = Callable[..., tuple[Tensor, ...]]
+"""One graph, ready to run: tensors in, tensors out."""
+
+
+def attach(model: VideoSegmenter, name: Name, *, precision: Precision = "fp32") -> VideoSegmenter:
+    """Have the graphs of a model run by a backend, from its next `step` on.
+
+    Weights that are changed later do not reach a graph that is compiled already: attach again.
+
+    Args:
+        model: in evaluation mode, on the device to use.
+        name: of the backend; torch is the plain way.
+        precision: of OpenVINO's arithmetic; torch and torch.compile follow autocast, ONNX Runtime has fp32 only.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ConfigError: if a library or a compiler is missing, or the backend lacks the device or the precision.
+    """
+    device = model.class_weights.device.type
+    if name in ("openvino", "onnxruntime") and device != "cpu":
+        raise ConfigError(f"backend {name} runs on the CPU, and the model is on {device}: take --device cpu")
+    backend: Backend | None = None
+    if name == "compile":
+        compiler = os.environ.get("CXX", "g++")
+        if device == "cpu" and shutil.which(compiler) is None:
+            raise ConfigError(
+                f"backend compile needs a C++ compiler, and there is no {compiler}: install one, or set CXX"
+            )
+        backend = Compiled()
+    elif name == "openvino":
+        if precision == "fp16":
+            raise ConfigError("backend openvino has no fp16 on a CPU; take --precision fp32 or bf16")
+        backend = OpenVINO(model, precision)
+    elif name == "onnxruntime":
+        if precision != "fp32":
+            raise ConfigError(f"backend onnxruntime runs in fp32, not in {precision}: take --precision fp32")
+        backend = OnnxRuntime(model)
+    model.backend = backend
+    return model
+
+
+def needs(library: str) -> Any:
+    """Import a library of LIBRARIES, and return its first module.
+
+    Raises:
+        ConfigError: saying how to install it.
+    """
+    modules = []
+    for name in LIBRARIES[library]:
+        try:
+            modules.append(import_module(name))
+        except ImportError:
+            raise ConfigError(f"{library} needs the package {name}: pip install 'steadyseg[export]'") from None
+    return modules[0]
+
+
+# ---- backends ----------------------------------------------------------------------------------------------------
+
+
+class Compiled:
+    """torch.compile, a graph at a time."""
+
+    def __init__(self) -> None:
+        self.functions: dict[str, Callable[..., Any]] = {}
+
+    def __call__(self, name: str, function: Callable[..., Any], *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Run a graph; see models.base.Backend."""
+        if name not in self.functions:
+            function(*tensors)  # merges the weights, which the compiled function then takes as they are
+            self.functions[name] = torch.compile(function)
+        results = self.functions[name](*tensors)
+        return results if isinstance(results, tuple) else (results,)
+
+
+class Traced(ABC):
+    """A backend that runs ONNX. Each graph is traced at its first call, and again when sizes change."""
+
+    def __init__(self, model: VideoSegmenter) -> None:
+        self.model = model
+        self.sessions: dict[str, tuple[list[torch.Size], Session]] = {}
+
+    def __call__(self, name: str, function: Callable[..., Any], *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Run a graph; see models.base.Backend."""
+        sizes = [tensor.shape for tensor in tensors]
+        known = self.sessions.get(name)
+        if known is None or known[0] != sizes:
+            inputs = {f"input{number}": tensor for number, tensor in enumerate(tensors)}
+            known = sizes, self.open(trace(self.model, function, inputs).model_proto.SerializeToString())
+            self.sessions[name] = known
+        return known[1](*tensors)
+
+    @abstractmethod
+    def open(self, graph: bytes) -> Session:
+        """Make an ONNX file ready to run."""
+
+
+class OnnxRuntime(Traced):
+    """ONNX Runtime on the CPU, with as many threads as torch."""
+
+    def __init__(self, model: VideoSegmenter) -> None:
+        needs("onnx")
+        needs("onnxruntime")
+        super().__init__(model)
+
+    def open(self, graph: bytes) -> Session:
+        """See Traced."""
+        return open_onnxruntime(graph)
+
+
+class OpenVINO(Traced):
+    """OpenVINO on the CPU, with as many threads as torch."""
+
+    def __init__(self, model: VideoSegmenter, precision: Precision = "fp32") -> None:
+        needs("onnx")
+        needs("openvino")
+        super().__init__(model)
+        self.precision = precision
+
+    def open(self, graph: bytes) -> Session:
+        """See Traced."""
+        return open_openvino(graph, self.precision)
+
+
+def open_onnxruntime(graph: bytes | str) -> Session:
+    """Make an ONNX graph, or a file of one, ready to run in ONNX Runtime."""
+    onnxruntime = needs("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        results = session.run(None, dict(zip(names, _arrays(tensors), strict=True)))
+        return tuple(map(torch.from_numpy, results))
+
+    return run
+
+
+def open_openvino(graph: bytes | str, precision: Precision = "fp32") -> Session:
+    """Make an ONNX graph, or a file of ONNX or OpenVINO's own format, ready to run in OpenVINO."""
+    openvino = needs("openvino")
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],  # its own choice may be less than fp32
+    }
+    core = openvino.Core()
+    request = core.compile_model(core.read_model(graph), "CPU", options).create_infer_request()
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        results = request.infer(_arrays(tensors), share_inputs=True)
+        return tuple(torch.from_numpy(results[number]) for number in range(len(results)))
+
+    return run
+
+
+def _arrays(tensors: Sequence[Tensor]) -> list[np.ndarray]:
+    return [np.ascontiguousarray(tensor.detach().numpy()) for tensor in tensors]
+
+
+# ---- from a function to ONNX -------------------------------------------------------------------------------------
+
+
+class _Graph(nn.Module):
+    """A function beside the model whose weights it reads."""
+
+    def __init__(self, model: VideoSegmenter, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.function = function
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Run the function."""
+        results = self.function(*tensors)
+        return results if isinstance(results, tuple) else (results,)
+
+
+def trace(
+    model: VideoSegmenter,
+    function: Callable[..., Any],
+    inputs: Mapping[str, Tensor],
+    *,
+    outputs: Sequence[str] | None = None,
+    dynamic: Sequence[Mapping[int, Any]] | None = None,
+) -> Any:
+    """Write a function as ONNX.
+
+    Args:
+        model: in evaluation mode; its weights are in the graph, merged where the model merges them.
+        function: tensors in, a tensor or several out.
+        inputs: example inputs, by name.
+        outputs: names of the results; None numbers them.
+        dynamic: for every input, which axes may have any size; see torch.export. None fixes all.
+
+    Returns:
+        torch's ONNXProgram.
+    """
+    needs("onnx")
+    with torch.inference_mode(False), torch.no_grad(), _quiet():
+        examples = tuple(tensor.clone(memory_format=torch.contiguous_format) for tensor in inputs.values())
+        with torch.autocast(model.class_weights.device.type, enabled=False):
+            function(*examples)  # refuses what does not fit, and merges the weights, which become constants
+            return torch.onnx.export(
+                _Graph(model, function).eval(),
+                examples,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(inputs),
+                output_names=None if outputs is None else list(outputs),
+                dynamic_shapes=None if dynamic is None else (tuple(dict(axes) for axes in dynamic),),
+                verbose=False,
+            )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notes on operators of other libraries, and on what it merges, from the user's screen."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

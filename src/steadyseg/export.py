@@ -1,0 +1,299 @@
+"""The graphs of a model as files for other runtimes, one a graph, and a check that they compute the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.export import Dim
+from torch.onnx import OnnxExporterError
+
+import steadyseg
+from steadyseg.backends import Session, needs, open_onnxruntime, open_openvino, trace
+from steadyseg.config import options_to_dict
+from steadyseg.engine.stream import to_labels
+from steadyseg.models.base import Backend, Graph, VideoSegmenter
+from steadyseg.types import ConfigError, DataError
+from steadyseg.video import read
+from steadyseg.video.output import Output, naming
+
+Format = Literal["onnx", "openvino"]
+SUFFIXES = {"onnx": (".onnx",), "openvino": (".xml", ".bin")}
+ABOUT = "steadyseg.json"
+"""The file that says what the others are."""
+TOLERANCE = 1e-4
+"""Largest difference of a score, relative to the largest score of its frame."""
+EXAMPLE = (96, 160)
+"""Size of the frames with which a graph of any size is traced."""
+CHECKED = (101, 150)
+"""Size of the frames with which it is checked."""
+
+
+class Difference(NamedTuple):
+    """How a stream through exported graphs differs from torch."""
+
+    runtime: str
+    frames: str
+    """"random", or the video."""
+    length: int
+    """Frames."""
+    scores: float
+    """Largest difference of a score, relative to the largest score of its frame."""
+    labels: int
+    """Pixels of all frames with another label."""
+    pixels: int
+    """Of all frames."""
+
+
+class Report(NamedTuple):
+    """What was written."""
+
+    files: tuple[str, ...]
+    batch: int | None
+    """Frames that a call takes; None for any number."""
+    differences: tuple[Difference, ...]
+
+
+def export(
+    model: VideoSegmenter,
+    out: Path,
+    *,
+    format: Format = "onnx",
+    size: tuple[int, int] | None,
+    video: str | Path | None = None,
+    overwrite: bool = False,
+    on_graph: Callable[[], None] | None = None,
+) -> Report:
+    """Write a model's graphs into a folder, which appears whole or not at all, and only if they compute the same.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        out: the folder.
+        format: ONNX, or OpenVINO's own.
+        size: height and width of a frame; None for any.
+        video: whose first frames the check streams, beside random ones.
+        overwrite: whether an existing folder of exported graphs may be replaced.
+        on_graph: called after every graph, for progress.
+
+    Returns:
+        What was written, and how it differs from torch.
+
+    Raises:
+        ConfigError: if a library is missing, the output cannot be written, or the method has no graph of any size.
+        DataError: if the graphs do not compute the same, or the video cannot be read.
+        ShapeError: if frames of this size are too small for the model.
+    """
+    needs("onnx")
+    needs("openvino" if format == "openvino" else "onnxruntime")
+    output = Output(out, overwrite=overwrite)
+    output.open_folder(*SUFFIXES[format], ".json")
+    try:
+        batch, graphs = _free_batch(model, size, on_graph)
+        about = _about(model, size, batch)
+        files = _write(graphs, about, output.part, format)
+        with naming(output.path):
+            text = json.dumps({**about, "graphs": files}, indent=1)
+            (output.part / ABOUT).write_text(f"{text}\n", encoding="utf-8")
+        differences = tuple(_differences(model, output.part, files, _videos(model, size or CHECKED, batch, video)))
+        for difference in differences:
+            if not difference.scores <= TOLERANCE:
+                raise DataError(
+                    f"in {difference.runtime} the exported graphs differ from torch by {difference.scores:.1e} of the "
+                    f"largest score ({difference.frames} frames); expected at most {TOLERANCE:.0e}, so {out} is not "
+                    "written: try another --size or --format"
+                )
+        output.commit()
+    finally:
+        output.discard()
+    return Report((*(entry["file"] for entry in files.values()), ABOUT), batch, differences)
+
+
+# ---- graphs to files ---------------------------------------------------------------------------------------------
+
+
+def _free_batch(
+    model: VideoSegmenter, size: tuple[int, int] | None, on_graph: Callable[[], None] | None
+) -> tuple[int | None, dict[str, Any]]:
+    """Trace every graph, with a free batch if all of them allow it; -> the batch, None where it is free, and graphs.
+
+    Raises:
+        ConfigError: if a graph depends on the size of its frames.
+    """
+    if model.is_periodic:  # else the method follows one video
+        try:
+            return None, _trace_all(model, size, None, on_graph)
+        except OnnxExporterError:
+            pass
+    try:
+        return 1, _trace_all(model, size, 1, on_graph)
+    except OnnxExporterError as error:
+        if size is None:
+            name = type(model).__name__
+            raise ConfigError(
+                f"{name} with these options has no graph for any size; give one: --size 480x853"
+            ) from error
+        raise
+
+
+def _trace_all(
+    model: VideoSegmenter, size: tuple[int, int] | None, batch: int | None, on_graph: Callable[[], None] | None
+) -> dict[str, Any]:
+    """Trace every graph, for any batch where `batch` is None and for frames of any size where `size` is None.
+
+    Raises:
+        OnnxExporterError: torch's own, if a graph depends on what should be free.
+    """
+    frames = batch or 2  # an example of one would count as a constant
+    graphs = _graphs(model, size or EXAMPLE, frames)
+    traced = {}
+    for name, graph in graphs.items():
+        axes: dict[int, Any] = {} if batch else {0: Dim("batch")}
+        if size is None:
+            axes = dict.fromkeys((*axes, 2, 3), Dim.DYNAMIC)
+        dynamic = [axes] * len(graph.inputs) if axes else None
+        traced[name] = trace(model, graph.function, graph.inputs, outputs=graph.outputs, dynamic=dynamic).model_proto
+        if on_graph is not None:
+            on_graph()
+    return traced
+
+
+def _graphs(model: VideoSegmenter, size: tuple[int, int], batch: int) -> dict[str, Graph]:
+    with torch.no_grad():
+        return model.graphs(_random(1, (batch, 3, *size))[0])
+
+
+def _write(graphs: dict[str, Any], about: dict[str, Any], folder: Path, format: Format) -> dict[str, dict[str, Any]]:
+    """Write the graphs, each ONNX file with what is known of the model; -> what each of them is."""
+    files = {}
+    for name, proto in graphs.items():
+        file = name + SUFFIXES[format][0]
+        files[name] = {
+            "file": file,
+            "inputs": [_describe(entry) for entry in proto.graph.input],
+            "outputs": [_describe(entry) for entry in proto.graph.output],
+        }
+        with naming(folder / file):
+            if format == "onnx":
+                needs("onnx").helper.set_model_props(proto, {"steadyseg": json.dumps({**about, "graph": name})})
+                (folder / file).write_bytes(proto.SerializeToString())
+            else:
+                openvino = needs("openvino")
+                network = openvino.Core().read_model(proto.SerializeToString())
+                openvino.save_model(network, folder / file, compress_to_fp16=False)
+    return files
+
+
+def _describe(entry: Any) -> dict[str, Any]:
+    """Name, dtype and shape of an input or output of ONNX; a free axis is null."""
+    kind = entry.type.tensor_type
+    shape = [axis.dim_value if axis.HasField("dim_value") else None for axis in kind.shape.dim]
+    dtype = str(needs("onnx").helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    return {"name": entry.name, "dtype": dtype, "shape": shape}
+
+
+def _about(model: VideoSegmenter, size: tuple[int, int] | None, batch: int | None) -> dict[str, Any]:
+    """What a program needs to know to run the graphs as `step` does."""
+    return {
+        "version": steadyseg.__version__,
+        "method": type(model).__module__.rpartition(".")[2],
+        "config": options_to_dict(model.config),
+        "classes": model.classes,
+        "palette": model.palette,
+        "size": size,
+        "batch": batch,
+        "input": "uint8 RGB [batch, 3, height, width]; normalised inside the graphs",
+        "state": _layout(_settled(model, size or EXAMPLE)),
+    }
+
+
+def _settled(model: VideoSegmenter, size: tuple[int, int]) -> Any:
+    """A state of the model that holds all it ever will."""
+    state = None
+    with torch.inference_mode():
+        for frame in _random(1 - min(model.offsets) + model.period, (1, 3, *size)):
+            _, state = model.step(frame, state)
+    return state
+
+
+def _layout(value: Any) -> Any:
+    """Fields of a state by name: a tensor by dtype and shape, a number as "int"."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if hasattr(value, "_asdict"):
+        return {name: _layout(entry) for name, entry in value._asdict().items()}
+    return [_layout(entry) for entry in value] if isinstance(value, tuple) else type(value).__name__
+
+
+# ---- the check ---------------------------------------------------------------------------------------------------
+
+
+class Files:
+    """A backend that runs the graphs of a folder."""
+
+    def __init__(self, folder: Path, files: Mapping[str, Mapping[str, Any]], runtime: str) -> None:
+        start = open_openvino if runtime == "openvino" else open_onnxruntime
+        self.sessions: dict[str, Session] = {name: start(str(folder / entry["file"])) for name, entry in files.items()}
+
+    def __call__(self, name: str, function: Callable[..., Any], *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Run a graph; see models.base.Backend."""
+        return self.sessions[name](*tensors)
+
+
+def _videos(
+    model: VideoSegmenter, size: tuple[int, int], batch: int | None, video: str | Path | None
+) -> dict[str, Tensor]:
+    """What is streamed in the check: random frames and the first ones of a video, each uint8 [T, B, 3, H, W]."""
+    count = max(9, 2 * model.period + 1)
+    videos = {"random": _random(count, (batch or 2, 3, *size))}
+    if video is not None:
+        real = torch.stack([frame.image for frame in islice(read(video), count)])  # [T, 3, H, W]
+        if real.shape[2:] != size:
+            real = F.interpolate(real.float(), size=size, mode="area").round().to(torch.uint8)
+        videos[str(video)] = real[:, None].repeat(1, batch or 1, 1, 1, 1)  # [T, B, 3, H, W]
+    return videos
+
+
+def _differences(
+    model: VideoSegmenter, folder: Path, files: Mapping[str, Mapping[str, Any]], videos: Mapping[str, Tensor]
+) -> Iterator[Difference]:
+    """Stream through the files and through torch, in every runtime that reads them and is installed, and compare."""
+    is_onnx = next(iter(files.values()))["file"].endswith(".onnx")
+    others = ["openvino"] if not is_onnx or find_spec("openvino") else []
+    for runtime in [*(["onnxruntime"] if is_onnx else []), *others]:
+        backend = Files(folder, files, runtime)
+        for name, frames in videos.items():
+            yield Difference(runtime, name, len(frames), *_compare(model, backend, frames))
+
+
+@torch.inference_mode()
+def _compare(model: VideoSegmenter, backend: Backend, frames: Tensor) -> tuple[float, int, int]:
+    """Stream frames uint8 [T, B, 3, H, W] through torch and a backend; -> `scores`, `labels`, `pixels`."""
+    size = (frames.shape[3], frames.shape[4])
+    score, labels = 0.0, 0
+    states: list[Any] = [None, None]
+    previous = model.backend
+    try:
+        for frame in frames:
+            logits = []
+            for side, runner in enumerate((None, backend)):
+                model.backend = runner
+                found, states[side] = model.step(frame, states[side])
+                logits.append(found)
+            plain, ours = logits  # [B, K, h, w]
+            score = max(score, float((ours - plain).abs().max() / plain.abs().max()))
+            labels += int((to_labels(ours, size) != to_labels(plain, size)).sum())
+    finally:
+        model.backend = previous
+    return score, labels, frames[:, :, 0].numel()
+
+
+def _random(count: int, shape: tuple[int, ...]) -> Tensor:
+    """uint8 [count, *shape], the same at every call."""
+    return torch.randint(0, 256, (count, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
