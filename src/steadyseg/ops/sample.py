@@ -79,6 +79,12 @@ def gather_rows(tokens: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     Returns:
         float [B, M, C]; gradients flow to `tokens` and `weight`.
     """
+    from steadyseg.ops import kernels  # here, as this file ends the longest chain of imports
+
+    if kernels.are_chosen(tokens, weight):
+        from steadyseg.ops.kernels.gather_rows import gather_rows as fused
+
+        return fused(tokens, index, weight)
     b, n, c = tokens.shape
     start = torch.arange(b, device=index.device)[:, None, None] * n
     rows = (index + start).flatten(0, 1)  # [B * M, J]
