@@ -127,16 +127,15 @@ def _sides(x: tl.tensor, count: tl.tensor) -> Any:
 
     A cell outside the axis has share and derivative zero, and stands for the next one inside; NaN stays NaN.
     """
-    end = tl.cast(count, tl.float32)
-    inside = (x >= -1.0) & (x <= end)
-    x = tl.clamp(x, -1.0, end, propagate_nan=tl.PropagateNan.ALL)
+    is_near = x >= -1.0
+    x = tl.clamp(x, -1.0, tl.cast(count, tl.float32), propagate_nan=tl.PropagateNan.ALL)
     before = tl.floor(x)
     fraction = x - before
     cell = tl.minimum(tl.maximum(before.to(tl.int32), -1), count)
     is_first, is_second = (cell >= 0) & (cell < count), cell < count - 1
     share_first = tl.where(is_first, 1.0 - fraction, fraction * 0.0)
     share_second = tl.where(is_second, fraction, fraction * 0.0)
-    slope_first, slope_second = tl.where(inside & is_first, -1.0, 0.0), tl.where(inside & is_second, 1.0, 0.0)
+    slope_first, slope_second = tl.where(is_first, -1.0, 0.0), tl.where(is_near & is_second, 1.0, 0.0)
     first, second = tl.minimum(tl.maximum(cell, 0), count - 1), tl.minimum(cell + 1, count - 1)
     return first, second, share_first, share_second, slope_first, slope_second
 

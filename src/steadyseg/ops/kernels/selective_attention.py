@@ -38,7 +38,9 @@ def selective_attention(
     Returns:
         float [B, N, C]; gradients flow to `query`, `source` and `points`. Everything is computed in float32.
     """
-    return _SelectiveAttention.apply(query, source, points, size, dtype or query.dtype)
+    is_training = torch.is_grad_enabled() and any(x.requires_grad for x in (query, source, points))
+    made = torch.float32 if is_training else dtype or query.dtype  # gradients need what rounding would take away
+    return _SelectiveAttention.apply(query, source, points, size, made).to(dtype or query.dtype)
 
 
 class _SelectiveAttention(torch.autograd.Function):
