@@ -241,7 +241,7 @@ def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
         versions = {"torch": torch.__version__, "triton": version("triton")}
         settings = vars(options) | {"calls": CALLS}
         document = {"date": date, "machine": machine, "versions": versions, "settings": settings, "rows": rows}
-        Console(soft_wrap=True, highlight=False, markup=False).print(json.dumps(document, indent=2))
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
         return
     table = Table(title=f"{options.size[0]}x{options.size[1]} on {machine['gpu']}; microseconds a call, median (p95)")
     for head in ("case", "batch", "type", *SIDES, "reference / kernel", "compiled / kernel", "error, of allowed"):

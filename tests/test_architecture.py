@@ -33,7 +33,8 @@ ALLOWED = {
     "config": {"types", "models", "data"},
     "engine": BELOW_ENGINE,
     "costs": BELOW_ENGINE,
-    **dict.fromkeys(("backends", "benchmark", "export", "cluster", "app"), BELOW_TOOLS | {"costs"}),
+    "cuda_graphs": {"types", "models"},
+    **dict.fromkeys(("backends", "benchmark", "export", "cluster", "app"), BELOW_TOOLS | {"costs", "cuda_graphs"}),
     "cli": BELOW_TOOLS
     | {"allocator", "arguments", "console", "costs", "backends", "benchmark", "export", "cluster", "app"},
     "": BELOW_TOOLS,  # the package's own __init__: public names
