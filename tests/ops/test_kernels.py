@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from steadyseg import models
 from steadyseg.costs import count
 from steadyseg.ops import kernels
 from steadyseg.ops.deformable_attention import deformable_attention, deformable_attention_reference
@@ -382,3 +383,31 @@ def test_inference_mode_and_labels_equal_the_reference() -> None:
         logits = torch.randn(1, 7, 6, 8, device=DEVICE)
         assert torch.equal(upsample_argmax(logits, (31, 40)), upsample_argmax_reference(logits, (31, 40)))
         assert kernels.are_chosen(logits)
+
+
+# ---- methods -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["sdcpc", "tfc"])
+def test_methods_run_on_kernels(name: str, autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two frames and a training step: what a method hands over fits the kernels, types under autocast included."""
+    cls = models.method(name)
+    model = cls(cls.Config(width=32), 5).to(DEVICE)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    frames = torch.randint(0, 256, (2, 1, 3, 64, 64), dtype=torch.uint8, device=DEVICE)
+    results = []
+    for choice in ("reference", "triton"):
+        monkeypatch.setenv("STEADYSEG_KERNELS", choice)
+        model.zero_grad()
+        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=autocast):
+            _, state = model.eval().step(frames[0])
+            logits, _ = model.step(frames[1], state)
+        logits.float().square().mean().backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        results.append((logits.detach().float(), gradient.float()))
+    for plain, ours in zip(*results, strict=True):
+        assert plain.norm() > 0
+        assert (ours - plain).norm() / plain.norm() < (5e-2 if autocast else 1e-4)
