@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # must be known before torch imports triton, which it does to export
+
 
 @pytest.fixture(autouse=True)
 def _repeatable() -> None:

@@ -33,8 +33,9 @@ ALLOWED = {
     "config": {"types", "models", "data"},
     "engine": BELOW_ENGINE,
     "costs": BELOW_ENGINE,
+    "cuda_graphs": {"types", "models"},
     "backends": BELOW_TOOLS,
-    **dict.fromkeys(("benchmark", "export", "cluster", "app"), BELOW_TOOLS | {"backends", "costs"}),
+    **dict.fromkeys(("benchmark", "export", "cluster", "app"), BELOW_TOOLS | {"backends", "costs", "cuda_graphs"}),
     "cli": BELOW_TOOLS
     | {"allocator", "arguments", "console", "costs", "backends", "benchmark", "export", "cluster", "app"},
     "": BELOW_TOOLS,  # the package's own __init__: public names

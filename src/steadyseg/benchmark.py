@@ -205,7 +205,7 @@ def stages(name: str, setting: Setting, *, video: str | Path) -> dict[str, Any]:
         DataError: if the video cannot be read.
     """
     _prepare(setting)
-    model = load_model(name, setting.device, options=dict(setting.options))
+    model = _attach(load_model(name, setting.device, options=dict(setting.options)), setting)
     with tempfile.TemporaryDirectory() as folder, _autocast(setting):
         times = _stage_times(model, setting, video, Path(folder) / "stages.mp4")
         whole = _predict_times(model, setting, video, Path(folder) / "predict.mp4")

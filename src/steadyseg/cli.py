@@ -362,7 +362,7 @@ def benchmark(
     if (stages is None) != (model is None) or (stages and (methods or against)):
         raise UsageError("benchmark: --stages takes --model, and neither methods nor --against")
     common: dict[str, Any] = {"precision": precision, "device": _device(device), "frames": frames, "warmup": warmup}
-    common |= {"threads": threads, "seed": seed, "options": changes}
+    common |= {"threads": threads, "seed": seed, "options": changes, "backend": backend}
     if stages and model:
         setting = bench.Setting(**common)
         with console.err.status("measuring"):
@@ -377,7 +377,6 @@ def benchmark(
         backbone=backbone,
         size=_size(size, "--size"),
         classes=classes,
-        backend=backend,
         against=against or "transformers",
         **common,
     )

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from steadyseg.layers import plain_forms
 from steadyseg.models.base import VideoSegmenter
+from steadyseg.ops import kernels
 from steadyseg.types import ConfigError
 
 
@@ -47,7 +48,8 @@ def count(run: Callable[[], object]) -> dict[str, Cost]:
 
 
 def _count(run: Callable[[], object]) -> Cost:
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_EXTRA) as counter:
+    counting = FlopCounterMode(display=False, custom_mapping=_EXTRA)
+    with torch.no_grad(), kernels.references_only(), counting as counter:
         run()
     counted = {operator.__name__.split(".")[0]: n for operator, n in counter.get_flop_counts()["Global"].items()}
     sampling = sum(counted.pop(name, 0) for name in _SAMPLERS)

@@ -225,7 +225,7 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
         [B, C, h, w].
     """
     size = (x.shape[2], x.shape[3])
-    scale = flow.new_tensor([size[1] / flow.shape[3], size[0] / flow.shape[2]])  # from pixels of H x W to cells
-    shift = to_tokens(resize(flow, size)) * scale  # [B, N, 2]
+    dx, dy = to_tokens(resize(flow, size)).unbind(2)  # each [B, N], in pixels of H x W
+    shift = torch.stack((dx * (size[1] / flow.shape[3]), dy * (size[0] / flow.shape[2])), dim=2)  # [B, N, 2], in cells
     points = pixel_centres(size, x.device) + shift  # [B, N, 2]
     return to_map(sample(to_tokens(x), points, size, "border"), size)  # [B, C, h, w]

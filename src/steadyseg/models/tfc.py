@@ -484,9 +484,9 @@ class SparseAttention(nn.Module):
             float32 [2, L, Q, M, P], x then y in pixels of the levels, (0, 0) the centre of the first.
         """
         offsets = self.offsets(queries).unflatten(1, (2, LEVELS, HEADS * POINTS))  # [Q, 2, L, M * P]
-        scale = torch.tensor([(w / size[1], h / size[0]) for h, w in sizes], device=queries.device)  # [L, 2]
-        centre = pixel_centres(size, queries.device)[pixel] + 0.5  # [Q, 2]
-        centre = centre.T[:, None] * scale.T[:, :, None] - 0.5  # [2, L, Q]
+        x, y = (pixel_centres(size, queries.device)[pixel] + 0.5).T  # each [Q]
+        levels = [torch.stack((x * (w / size[1]), y * (h / size[0]))) for h, w in sizes]  # each [2, Q]
+        centre = torch.stack(levels, dim=1) - 0.5  # [2, L, Q]
         return (offsets.permute(1, 2, 0, 3).float().contiguous() + centre[..., None]).unflatten(3, (HEADS, POINTS))
 
 

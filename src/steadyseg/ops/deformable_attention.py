@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from steadyseg.ops import kernels
 from steadyseg.ops.sample import gather_rows
 
 
@@ -53,6 +54,10 @@ def deformable_attention(
 
     Every level is a table of B * N_l * M rows, one for each head of each pixel; every head of a query sums 4 P of them.
     """
+    if kernels.are_chosen(points, weights, *values):
+        from steadyseg.ops.kernels.deformable_attention import deformable_attention as fused
+
+        return fused(values, sizes, points, weights, image)
     heads, width = points.shape[3], values[0].shape[2]
     parts = []
     for level, (value, size) in enumerate(zip(values, sizes, strict=True)):

@@ -115,12 +115,19 @@ def gather_rows(tokens: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """
     if torch.compiler.is_exporting():
         return gather_rows_reference(tokens, index, weight)
+    from steadyseg.ops import kernels  # here, as this file ends the longest chain of imports
+
+    if kernels.are_chosen(tokens, weight):
+        from steadyseg.ops.kernels.gather_rows import gather_rows as fused
+
+        return fused(tokens, index, weight)
     b, n, c = tokens.shape
     rows = _rows(index, n)  # [B * M, J]
     table = tokens.reshape(b * n, c)
     weight = weight.flatten(0, 1)  # [B * M, J]
     if table.device.type == "cpu" and torch.is_grad_enabled():
-        read = _GatherRows.apply(table.float(), rows, weight.float()).to(tokens.dtype)
+        table = _wide(table)
+        read = _GatherRows.apply(table, rows, weight.to(table.dtype)).to(tokens.dtype)
     else:
         read = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weight.to(table.dtype))
     return read.unflatten(0, (b, -1))  # [B, M, C]
@@ -137,11 +144,16 @@ def row_products(query: Tensor, tokens: Tensor, index: Tensor) -> Tensor:
         index: int32 or int64 [B, M, J] in 0..N-1.
 
     Returns:
-        float32 [B, M, J]; gradients flow to `query` and `tokens`.
+        float32 (float64 if that is given) [B, M, J]; gradients flow to `query` and `tokens`.
     """
     b, n, c = tokens.shape
-    table, left = tokens.reshape(b * n, c).float(), query.flatten(0, 1).float()
+    table, left = _wide(tokens.reshape(b * n, c)), _wide(query.flatten(0, 1))
     return _RowProducts.apply(left, table, _rows(index, n)).unflatten(0, (b, -1))  # [B, M, J]
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Return half precision as float32."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _rows(index: Tensor, n: int) -> Tensor:

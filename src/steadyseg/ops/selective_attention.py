@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from steadyseg.ops import kernels
 from steadyseg.ops.sample import corners, gather_rows, row_products, sample, sample_reference
 
 
@@ -42,6 +43,10 @@ def selective_attention(query: Tensor, source: Tensor, points: Tensor, size: tup
 
     Args and result as in `selective_attention_reference`, with keys = values = `source`.
     """
+    if kernels.are_chosen(query, source, points):
+        from steadyseg.ops.kernels.selective_attention import selective_attention as fused
+
+        return fused(query, source, points, size)
     scale = query.shape[-1] ** -0.5
     if source.device.type == "cpu" and not torch.compiler.is_compiling():
         index, weight = corners(points, size, "border")  # [B, N, P, 4]

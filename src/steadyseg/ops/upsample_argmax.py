@@ -34,6 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from steadyseg.ops import kernels
 from steadyseg.types import ShapeError
 
 _UNIT = 2.0**-24
@@ -108,8 +109,9 @@ def upsample_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Give the labels of `upsample_argmax_reference`, all equal, in a fraction of its time where logits are smooth.
 
     The time depends on how much of the image lies near a border between classes; on noise it is the plain way plus
-    a few percent. Tensors on another device than the CPU, results with few pixels and results not larger than the
-    logits take the plain way.
+    a few percent. Results with few pixels and results not larger than the logits take the plain way. So do tensors on
+    another device than the CPU, but where the kernel in ops/kernels is chosen; its labels may differ from the plain
+    way's where two classes tie up to rounding.
 
     Args:
         logits: float [B, K, h, w], 1 <= K <= 256; float16, bfloat16 and float64 are converted to float32 first.
@@ -122,6 +124,10 @@ def upsample_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
         ShapeError: if `logits` or `size` is not as described.
     """
     _check(logits, size)
+    if kernels.are_chosen(logits):
+        from steadyseg.ops.kernels.upsample_argmax import upsample_argmax as fused
+
+        return fused(logits.detach(), size)
     samples, pixels = logits.shape[2] * logits.shape[3], size[0] * size[1]
     with torch.no_grad():
         logits = logits.float().contiguous()

@@ -1,0 +1,111 @@
+"""Recordings: what surrounds them on any machine, and the recordings themselves on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from steadyseg import models
+from steadyseg.cuda_graphs import CudaGraphs, buffers_like, fill, hand_out, no_weight_cache, record, signature
+from steadyseg.types import ConfigError, ShapeError
+
+RECORDED = {"tfc": {"msda": "dense"}} | {name: {} for name in ("segformer", "sdcpc", "dcfm", "reuse", "msaf", "pspnet")}
+"""Methods and options with which every graph can be recorded; how many points TFC refines else depends on the video."""
+
+
+def test_fill_copies_and_keeps_the_layout() -> None:
+    tensors = [
+        torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+        torch.arange(6, dtype=torch.uint8),
+    ]
+    buffers = buffers_like(tensors)
+    fill(buffers, tensors)
+    for buffer, tensor in zip(buffers, tensors, strict=True):
+        assert torch.equal(buffer, tensor)
+        assert buffer.stride() == tensor.stride() and buffer.data_ptr() != tensor.data_ptr()
+
+
+def test_buffers_may_be_filled_with_and_without_inference_mode() -> None:
+    with torch.inference_mode():
+        buffers = buffers_like([torch.zeros(3)])
+        fill(buffers, [torch.ones(3)])
+    fill(buffers, [torch.full((3,), 2.0)])
+    assert buffers[0].tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ([torch.zeros(2, 3)], "got 1 tensors; the recording has 2 inputs"),
+        ([torch.zeros(2, 3), torch.zeros(5)], r"input 1 is torch.float32 \[5\] on cpu; it was recorded with"),
+        ([torch.zeros(2, 3), torch.zeros(4).double()], r"input 1 is torch.float64 \[4\] on cpu"),
+    ],
+)
+def test_other_tensors_are_refused(tensors: list[torch.Tensor], message: str) -> None:
+    buffers = buffers_like([torch.zeros(2, 3), torch.zeros(4)])
+    fill(buffers, [torch.ones(2, 3), torch.ones(4)])
+    with pytest.raises(ShapeError, match=message):
+        fill(buffers, tensors)
+    assert buffers[0].all(), "nothing is copied before all is checked"
+
+
+def test_results_are_the_callers_own() -> None:
+    """The next call overwrites what the recording holds, not what was handed out; inputs are passed on uncopied."""
+    buffers, tensors, held = [torch.zeros(3)], [torch.ones(3)], torch.full((3,), 7.0)
+    new, same = hand_out((held, buffers[0]), buffers, tensors)
+    held.zero_()
+    assert new.tolist() == [7, 7, 7]
+    assert same is tensors[0]
+
+
+def test_signature_sees_what_matters() -> None:
+    x = torch.zeros(2, 3, 4, 4)
+    assert signature([x]) == signature([x + 1])
+    assert signature([x]) == signature([x.contiguous(memory_format=torch.channels_last)])  # `fill` takes any layout
+    others = [x[:1], x.double()]
+    assert all(signature([other]) != signature([x]) for other in others)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = signature([x])
+    assert inside != signature([x])
+
+
+def test_autocast_keeps_no_weights_inside() -> None:
+    before = torch.is_autocast_cache_enabled()
+    with no_weight_cache():
+        assert not torch.is_autocast_cache_enabled()
+    assert torch.is_autocast_cache_enabled() == before
+
+
+def test_the_cpu_is_refused() -> None:
+    with pytest.raises(ConfigError, match="need tensors on one GPU; these are on cpu"):
+        CudaGraphs()("key", lambda x: (x,), torch.zeros(2))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", [None, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", RECORDED)
+def test_recordings_equal_eager(name: str, precision: torch.dtype | None) -> None:
+    cls = models.method(name)
+    model = cls(cls.Config(**RECORDED[name]), 5).cuda().eval()
+    first, second = torch.randint(0, 256, (2, 1, 3, 128, 160), dtype=torch.uint8, device="cuda")
+    with torch.inference_mode(), torch.autocast("cuda", dtype=precision, enabled=precision is not None):
+        for graph in model.graphs(first).values():
+            recording = record(graph)
+            kept: list[tuple[torch.Tensor, ...]] = []
+            expected = []
+            for frame in (first, second):
+                inputs = [frame if key == "frame" else value for key, value in graph.inputs.items()]
+                expected.append(graph.function(*inputs))
+                kept.append(recording(*inputs))
+            for ours, eager in zip(kept, expected, strict=True):
+                for a, b in zip(ours, eager, strict=True):
+                    torch.testing.assert_close(a.float(), b.float(), rtol=1e-2 if precision else 1e-4, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_a_changed_size_is_recorded_anew() -> None:
+    graphs = CudaGraphs()
+    for size in (4, 4, 6):
+        x = torch.randn(size, device="cuda")
+        torch.testing.assert_close(graphs("double", lambda x: (2 * x,), x)[0], 2 * x)
+    assert len(graphs.recordings) == 1
