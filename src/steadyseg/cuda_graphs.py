@@ -90,7 +90,8 @@ class CudaGraphs:
         like = signature(tensors)
         known = self.recordings.get(name)
         if known is None or known[0] != like:
-            self.recordings.pop(name, None)  # its memory may serve the new one
+            known = None
+            self.recordings.pop(name, None)  # gone, so that its memory may serve the new one
             if self.pool is None and torch.cuda.is_available():
                 self.pool = torch.cuda.graph_pool_handle()
             known = like, Recording(function, tensors, pool=self.pool)
