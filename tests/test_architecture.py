@@ -20,6 +20,7 @@ PRIMITIVES = {"ops", "losses", "metrics", "data", "video"}
 MODEL = {"types", "flow", "ops", "backbones", "layers", "decoders", "losses"}
 BELOW_ENGINE = MODEL | PRIMITIVES | {"models", "config"}
 BELOW_TOOLS = BELOW_ENGINE | {"engine"}
+TOOLS = {"costs", "cuda_graphs", "backends", "benchmark", "export", "cluster", "app"}
 ALLOWED = {
     "types": set(),
     **{name: set() for name in PROGRAM},
@@ -36,8 +37,8 @@ ALLOWED = {
     "cuda_graphs": {"types", "models"},
     "backends": BELOW_TOOLS,
     **dict.fromkeys(("benchmark", "export", "cluster", "app"), BELOW_TOOLS | {"backends", "costs", "cuda_graphs"}),
-    "cli": BELOW_TOOLS
-    | {"allocator", "arguments", "console", "costs", "backends", "benchmark", "export", "cluster", "app"},
+    "commands": BELOW_TOOLS | PROGRAM | TOOLS,
+    "cli": PROGRAM | {"commands"},
     "": BELOW_TOOLS,  # the package's own __init__: public names
 }
 

@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from steadyseg import backbones, cli, config, data, models
 from steadyseg.arguments import build_parser, parse, select
+from steadyseg.commands.choices import DEFAULT_MODEL, merged_options
 from steadyseg.config import options_from_dict, parse_options
 from steadyseg.costs import count
 from steadyseg.engine import checkpoint
@@ -171,7 +172,7 @@ def method_of(model: str | None, method: str | None) -> str:
     """The method that a call runs."""
     if method is not None:
         return method
-    name = (model or cli.DEFAULT_MODEL).removeprefix("runs/")
+    name = (model or DEFAULT_MODEL).removeprefix("runs/")
     assert name in METHOD_OF, f"{name}: a run of no shipped config"
     return METHOD_OF[name]
 
@@ -185,7 +186,7 @@ def test_commands(page: str, line: str) -> None:
     if name == "train":
         config.load(positional[0], positional[1:])
         return
-    changes = cli._options(given["interval"], given["options"])
+    changes = merged_options(given["interval"], given["options"])
     if given.get("config"):
         config.load(given["config"])
     if given.get("data"):

@@ -44,6 +44,11 @@ def references_only() -> Iterator[None]:
         _OFF.reset(token)
 
 
+def are_counted() -> bool:
+    """Say whether the context `references_only` is on: operations then take forms that a counter knows."""
+    return _OFF.get()
+
+
 def are_chosen(*tensors: Tensor) -> bool:
     """Say whether an operation on these tensors, all on one device, runs as a kernel.
 
