@@ -33,17 +33,27 @@ def test_order_and_everything_arrives() -> None:
     assert taken == list(range(0, 1000, 10))
 
 
-def test_three_stages_take_as_long_as_the_slowest() -> None:
-    def save(items: Iterable[int]) -> None:
-        for _ in items:
-            time.sleep(0.02)
+def test_three_stages_work_at_the_same_time() -> None:
+    """Nobody gets past the barrier before the source has item n + 2, the caller n + 1 and the last stage n."""
+    barrier = threading.Barrier(3, timeout=60)
+    count = 10
 
-    started = time.perf_counter()
-    with behind(save) as put, ahead(slow(20, 0.02)) as numbers:
+    def source() -> Iterator[int]:
+        for number in range(count):
+            if number >= 2:
+                barrier.wait()
+            yield number
+
+    def save(items: Iterable[int]) -> None:
+        for number in items:
+            if number < count - 2:
+                barrier.wait()
+
+    with behind(save) as put, ahead(source()) as numbers:
         for number in numbers:
-            time.sleep(0.02)
+            if 1 <= number < count - 1:
+                barrier.wait()
             put(number)
-    assert 0.4 <= time.perf_counter() - started < 0.9  # 1.2 one after the other
 
 
 def test_the_number_of_waiting_items_is_bounded() -> None:
@@ -63,6 +73,9 @@ def test_the_number_of_waiting_items_is_bounded() -> None:
 
     with behind(save, depth=2) as put, ahead(source(), depth=3) as numbers:
         assert next(numbers) == 0
+        deadline = time.monotonic() + 60
+        while len(made) < 5 and time.monotonic() < deadline:
+            time.sleep(0.01)
         time.sleep(0.1)
         assert len(made) == 5  # one taken, three waiting, one in hand
         for number in (1, 2, 3):
