@@ -7,16 +7,16 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check docs bench
+.PHONY: help setup demo test test-all check docs bench
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than Python 3.11: try make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,hf,export]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,hf,export,kernels]'
 	@touch $(STAMP)
 
 setup: $(STAMP)  ## create .venv with everything pinned by constraints.txt
@@ -28,8 +28,11 @@ demo: $(STAMP)  ## segment a street clip, or VIDEO=path, into demo/
 	@echo "overlay video: demo/overlay.mp4"
 	@echo "contact sheet: demo/sheet.png"
 
-test: $(STAMP)  ## run all tests with coverage
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --cov=steadyseg --cov-report=term:skip-covered --cov-fail-under=90
+test: $(STAMP)  ## run the tests with coverage
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --cov=steadyseg --cov-report=term:skip-covered --cov-fail-under=90 -m "not exhaustive"
+
+test-all: $(STAMP)  ## run all tests, also minutes of further variants
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 check: $(STAMP)  ## ruff, type checker and the import rules: what CI and pre-commit run
 	$(BIN)/ruff check .

@@ -27,6 +27,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 
+pytestmark = pytest.mark.xdist_group("export")  # what is exported serves several tests
 EXAMPLE = Path(__file__).parents[1] / "examples" / "onnx_video.py"
 CLASSES, SIZE = 5, (64, 96)
 CASES: dict[str, tuple[str, dict]] = {
@@ -47,7 +48,7 @@ CASES: dict[str, tuple[str, dict]] = {
     "flow, features": ("flow", {"warp": "features"}),
 }
 QUICK = ("segformer", "sdcpc", "tfc")
-"""What is exported in every run of the tests; the others are marked slow."""
+"""What is exported in every run of the tests; the others are marked exhaustive."""
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +83,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
     return find
 
 
-@pytest.mark.parametrize("case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CASES])
+@pytest.mark.parametrize("case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.exhaustive) for c in CASES])
 def test_both_runtimes_stream_like_torch(case: str, exported: Callable[[str], tuple[Path, Report]]) -> None:
     folder, report = exported(case)
     model = build(case)
@@ -160,14 +161,14 @@ def test_outputs_are_not_replaced_unasked(tmp_path: Path) -> None:
         export(build("segformer"), tmp_path, size=SIZE, overwrite=True)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case", ["segformer", "sdcpc", "tfc", "dcfm"])
 def test_frames_of_any_size(case: str, tmp_path: Path) -> None:
     report = export(build(case), tmp_path / "out", size=None)
     assert report.batch is None and all(entry.scores < 1e-4 for entry in report.differences)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_command_writes_openvino_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights, video, out = tmp_path / "weights.safetensors", tmp_path / "video.mp4", tmp_path / "out"
     save_model(weights, build("segformer"))
@@ -192,7 +193,7 @@ def follow(model: VideoSegmenter, frames: Tensor) -> list[Tensor]:
     return found
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", pytest.param("compile", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["onnxruntime", pytest.param("compile", marks=pytest.mark.exhaustive)])
 def test_backend_gives_what_torch_gives(name: backends.Name) -> None:
     """A graph is compiled for the sizes it meets; what it returned stays as it is in later calls."""
     model = build("segformer")

@@ -48,7 +48,8 @@ def selective_attention(query: Tensor, source: Tensor, points: Tensor, size: tup
 
         return fused(query, source, points, size)
     scale = query.shape[-1] ** -0.5
-    if source.device.type == "cpu" and not (torch.compiler.is_compiling() or kernels.are_counted()):
+    is_real = type(source) is Tensor and not torch.compiler.is_compiling()  # not traced, nor a shape without values
+    if source.device.type == "cpu" and is_real and not kernels.are_counted():
         index, weight = corners(points, size, "border")  # [B, N, P, 4]
         score = row_products(query, source, index.flatten(2)).unflatten(2, (-1, 4))  # [B, N, P, 4]
         attention = ((score * weight).sum(-1) * scale).softmax(-1)  # [B, N, P]
