@@ -211,28 +211,19 @@ def evaluate(
         absent=absent, protocol=protocol, flow=flow, flow_root=flow_root, mode=tc_mode, occlusion=occlusion
     )
     source = open_source(entry)
-    if metrics is None:
-        scorers = scoring.standard(source, variants)
-    else:
-        scorers = [scoring.build(name, source, variants) for name in metrics.split(",")]
+    named = metrics.split(",") if metrics is not None else ()
+    scorers = [scoring.build(name, source, variants) for name in named] or scoring.standard(source, variants)
     changes = _options(interval, options)
     frames = len(section.starts) * sum(map(source.length, source.names))
     with console.progress(f"{entry.source} {entry.split}", frames) as advance:
         for start in section.starts:
             network = _load(model, device, method, {**changes, "start": start} if start else changes)
             scores = engine.evaluate(network, source, scorers, config=section, on_frame=advance)
-    where = {
-        "data": entry.source,
-        "split": entry.split,
-        "only": entry.only,
-        "base": section.base,
-        "resize": section.resize,
-    }
-    how = {"method": method, "interval": interval, "options": options or None, "starts": section.starts}
-    about = {"model": model, **how, **where, "base": section.base, "resize": section.resize}
-    protocols = [scorer.protocol for scorer in scorers]
+    about: dict[str, Any] = {"model": model, "method": method, "interval": interval, "options": options or None}
+    about |= {"starts": section.starts, "data": entry.source, "split": entry.split, "only": entry.only}
+    about |= {"base": section.base, "resize": section.resize, "scores": scores}
     classes = {name: value for scorer in scorers for name, value in _each_class(scorer, source.classes).items()}
-    report = {**about, "scores": scores, "protocols": protocols, "IoU": classes}
+    report = {**about, "protocols": [scorer.protocol for scorer in scorers], "IoU": classes}
     console.scores(report, per_class=per_class, as_json=json)
 
 

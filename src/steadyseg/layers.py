@@ -112,11 +112,12 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Returns:
         float [B, heads, N, d].
     """
-    is_trained_on_cpu = query.device.type == "cpu" and query.requires_grad and torch.is_grad_enabled()
-    is_small = query.shape[:-1].numel() * key.shape[2] <= LARGEST_SCORES
-    if is_trained_on_cpu and is_small and query.dtype == torch.bfloat16:
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # [B, heads, N, M]
-        return scores.softmax(-1) @ value
+    is_half = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    if is_half and query.requires_grad and torch.is_grad_enabled():  # asked first: an exported graph has no fixed sizes
+        scores_count = query.shape[:-1].numel() * key.shape[2]
+        if scores_count <= LARGEST_SCORES:
+            scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # [B, heads, N, M]
+            return scores.softmax(-1) @ value
     return F.scaled_dot_product_attention(query, key, value)
 
 
