@@ -15,8 +15,8 @@ def keep_freed_memory() -> None:
     """Let the process keep memory that it frees, in huge pages; to be called before the first large tensor.
 
     By default glibc gives every large block back to the system when it is freed, and the system clears it page by page
-    when the next tensor asks for it, which is a tenth to a sixth of the time of a network on the CPU. Blocks that are
-    kept are used again, so the peak stays that of the largest working set. An environment that sets one of glibc's or
+    when the next tensor asks for it, a good part of the time of a network on the CPU. Blocks that are kept are used
+    again, so the peak stays that of the largest working set. An environment that sets one of glibc's or
     torch's own variables for this is left alone, and so is another C library.
     """
     if sys.platform != "linux" or {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys():

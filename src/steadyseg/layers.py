@@ -102,7 +102,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Return softmax(query @ key.T / sqrt(d)) @ value for each head.
 
     That is ``scaled_dot_product_attention``, whose backward pass in half precision is slow on the CPU; there, training
-    multiplies the matrices one by one, two to five times as fast, as long as the scores need no more than 256 MiB.
+    multiplies the matrices one by one, as long as the scores need no more than 256 MiB.
 
     Args:
         query: float [B, heads, N, d].

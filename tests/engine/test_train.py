@@ -321,6 +321,29 @@ def test_a_time_budget_goes_on_after_a_stop(tmp_path, monkeypatch):
             tiny.experiment(time_budget=wrong)
 
 
+def test_a_stop_before_anything_is_logged_draws_nothing(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        with_hook(patch, lambda i: signal.raise_signal(signal.SIGTERM) if i == 3 else None)
+        with pytest.raises(InterruptError):
+            train(tiny.experiment(log_every=20), tmp_path / "run")
+    assert not (tmp_path / "run" / "curves.png").exists()
+    train(tiny.experiment(log_every=20), tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "curves.png").exists()
+
+
+def test_a_checkpoint_without_times_and_scores_goes_on(tmp_path, monkeypatch):
+    """As the first version wrote it."""
+    whole = train(tiny.experiment(), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        with_hook(patch, lambda i: signal.raise_signal(signal.SIGTERM) if i == 9 else None)
+        with pytest.raises(InterruptError):
+            train(tiny.experiment(), tmp_path / "run")
+    path = tmp_path / "run" / "last.ckpt"
+    state = torch.load(path, weights_only=True)
+    torch.save({key: state[key] for key in state if key not in ("seconds", "best", "average")}, path)
+    assert_same_weights(whole, train(tiny.experiment(), tmp_path / "run", resume=True))
+
+
 def test_the_curves_are_a_picture(tmp_path):
     train(tiny.experiment(eval_every=4), tmp_path / "run")
     with Image.open(tmp_path / "run" / "curves.png") as picture:

@@ -16,7 +16,7 @@ def draw(log: Path, out: Path) -> None:
 
     Args:
         log: folder of TensorBoard's event files, as `train` writes them.
-        out: the picture, PNG; replaced whole.
+        out: the picture, PNG; replaced whole. Left as it is where nothing was logged yet.
     """
     events = EventAccumulator(str(log), size_guidance={"scalars": 0})
     events.Reload()
@@ -24,6 +24,8 @@ def draw(log: Path, out: Path) -> None:
         tag: ([event.step for event in events.Scalars(tag)], [event.value for event in events.Scalars(tag)])
         for tag in events.Tags()["scalars"]
     }
+    if "loss" not in series:  # stopped before the first logged step
+        return
     terms = sorted(tag for tag in series if tag.startswith("loss/"))
     panels = [["loss"] if len(terms) < 2 else ["loss", *terms], *([[tag] for tag in ("mIoU", "lr") if tag in series])]
     figure = Figure(figsize=(8, 2.6 * len(panels)), layout="constrained")

@@ -426,6 +426,7 @@ class _Run:
             self.fabric.strategy.precision.load_state_dict(state["precision"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
-            self.step, self.seconds, self.best = int(state["step"]), float(state["seconds"]), float(state["best"])
+            self.step = int(state["step"])
+            self.seconds, self.best = float(state.get("seconds", 0.0)), float(state.get("best", -1.0))
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{path} does not fit this experiment: {' '.join(str(error).split())}") from error

@@ -38,8 +38,8 @@ def selective_attention(query: Tensor, source: Tensor, points: Tensor, size: tup
     Bilinear weights at clamped points sum to one, so sampling commutes with every affine map: keys and values
     that are affine maps of one source need no maps of their own. Fold the key map into the query and apply the
     value map to the result; what the key's bias adds is the same for all points and leaves the soft-max unchanged.
-    On the CPU the points are not read at all: scores are sums over products with their four cells, and the result is
-    one weighted sum over all cells.
+    In training on the CPU the points are not read at all: scores are sums over products with their four cells, and the
+    result is one weighted sum over all cells.
 
     Args and result as in `selective_attention_reference`, with keys = values = `source`.
     """
@@ -48,8 +48,8 @@ def selective_attention(query: Tensor, source: Tensor, points: Tensor, size: tup
 
         return fused(query, source, points, size)
     scale = query.shape[-1] ** -0.5
-    is_real = type(source) is Tensor and not torch.compiler.is_compiling()  # not traced, nor a shape without values
-    if source.device.type == "cpu" and is_real and not kernels.are_counted():
+    is_training = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if source.device.type == "cpu" and is_training and not kernels.are_counted():
         index, weight = corners(points, size, "border")  # [B, N, P, 4]
         score = row_products(query, source, index.flatten(2)).unflatten(2, (-1, 4))  # [B, N, P, 4]
         attention = ((score * weight).sum(-1) * scale).softmax(-1)  # [B, N, P]
