@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -79,6 +80,8 @@ def needs(library: str) -> Any:
     Raises:
         ConfigError: saying how to install it.
     """
+    if library == "openvino":  # whose import would else report to its makers over the network, from a forked process
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     modules = []
     for name in LIBRARIES[library]:
         try:
