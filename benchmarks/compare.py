@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 
 from steadyseg import config
+from steadyseg.allocator import keep_freed_memory
 from steadyseg.benchmark import Setting, machine
 from steadyseg.data import SourceConfig, open_source
 from steadyseg.engine.checkpoint import load_model
@@ -221,5 +222,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     torch.manual_seed(0)
     main()
