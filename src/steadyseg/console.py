@@ -140,7 +140,7 @@ def benchmark(report: dict[str, Any], *, as_json: bool) -> None:
             for form, counts in forms.items():
                 numbers = (f"{counts[kind] / 1e9:.2f}" for kind in ("hooks", "full", "sampling"))
                 cost.add_row(name, parameters, what, form, *numbers)
-    out.print(cost)
+    out.print(_fixed(cost))
     out.print(_fixed(speed))
     peaks = sorted({round(result["peak_gflops"]) for result in results})
     if peaks:
