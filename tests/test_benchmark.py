@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from steadyseg import benchmark, cli, models
-from steadyseg.benchmark import machine, memory
+from steadyseg.benchmark import growth, host
 from steadyseg.benchmark.clock import summary
 from steadyseg.benchmark.parts import parts
 from steadyseg.benchmark.setting import build, follow, rounds, street
@@ -31,7 +31,7 @@ TINY = benchmark.Setting(size=(64, 96), classes=5, frames=3, warmup=1, seed=1)
 @pytest.fixture(autouse=True)
 def _small_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's peak is looked for with matrices that take a moment."""
-    monkeypatch.setattr(machine, "SIDES", {"cpu": 256})
+    monkeypatch.setattr(host, "SIDES", {"cpu": 256})
 
 
 def test_measure_reports_everything() -> None:
@@ -247,40 +247,40 @@ def test_parts_are_timed_where_they_run(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
     spent = iter([2e-3, 1e-3, 4e-3])
-    monkeypatch.setattr(machine, "clocked", lambda *_, **__: (next(spent), None))
-    assert machine.peak_gflops(TINY, seconds=0) == pytest.approx(2 * 256**3 / 1e-3 / 1e9)
+    monkeypatch.setattr(host, "clocked", lambda *_, **__: (next(spent), None))
+    assert host.peak_gflops(TINY, seconds=0) == pytest.approx(2 * 256**3 / 1e-3 / 1e9)
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------
 
 
 def test_memory_of_a_stream_shows_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "SETTLED", 4)
+    monkeypatch.setattr(growth, "SETTLED", 4)
     setting = dataclasses.replace(TINY, frames=8)
-    calm = memory.memory("segformer", setting)
+    calm = growth.memory("segformer", setting)
     assert json.loads(json.dumps(calm)) == calm
     assert calm["frames"] == 8 and calm["settled_after"] == 4
     assert calm["growth_percent"]["peak"] == pytest.approx(
         100 * (calm["end"]["peak_mib"] / calm["settled"]["peak_mib"] - 1)
     )
     kept = []
-    monkeypatch.setattr(memory, "follow", lambda model, setting: lambda frames: kept.append(torch.ones(2**23)))
-    leaking = memory.memory("segformer", setting)
+    monkeypatch.setattr(growth, "follow", lambda model, setting: lambda frames: kept.append(torch.ones(2**23)))
+    leaking = growth.memory("segformer", setting)
     assert leaking["end"]["in_use_mib"] - leaking["settled"]["in_use_mib"] > 120  # 4 times 32 MiB
     assert leaking["growth_percent"]["in_use"] > calm["growth_percent"]["in_use"]
     with pytest.raises(ConfigError, match=r"--memory is 4; .* after frame 4: expected more frames"):
-        memory.memory("segformer", dataclasses.replace(TINY, frames=4))
+        growth.memory("segformer", dataclasses.replace(TINY, frames=4))
 
 
 def test_memory_of_predict(clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "SETTLED", 5)
+    monkeypatch.setattr(growth, "SETTLED", 5)
     setting = dataclasses.replace(TINY, frames=8, options={"interval": 4})
-    found = memory.memory_of_predict("segformer_mit_b0_camvid", setting, video=clip, method="reuse")
+    found = growth.memory_of_predict("segformer_mit_b0_camvid", setting, video=clip, method="reuse")
     assert found["frames"] == 8 and found["size"] == [64, 96] and found["method"] == "reuse"
     assert found["end"]["peak_mib"] >= found["settled"]["peak_mib"] > 50
-    monkeypatch.setattr(memory, "SETTLED", 20)
+    monkeypatch.setattr(growth, "SETTLED", 20)
     with pytest.raises(ConfigError, match=r"clip\.mp4 has 20 frames; .* expected more frames"):
-        memory.memory_of_predict("segformer_mit_b0_camvid", dataclasses.replace(TINY, frames=30), video=clip)
+        growth.memory_of_predict("segformer_mit_b0_camvid", dataclasses.replace(TINY, frames=30), video=clip)
 
 
 # ---- the command -------------------------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ def test_the_command_shows_memory(
 ) -> None:
     assert cli.main(["benchmark", "segformer", "--size", "64x96", "--classes", "5", "--memory", "101"]) == 0
     assert "segformer mit_b0" in capsys.readouterr().out
-    monkeypatch.setattr(memory, "SETTLED", 10)
+    monkeypatch.setattr(growth, "SETTLED", 10)
     words = ["--stages", clip, "--model", "segformer_mit_b0_camvid", "--method", "reuse", "--interval", "3"]
     assert cli.main(["benchmark", "--memory", "101", *words, "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)["memory"]

@@ -5,12 +5,12 @@ the stream has settled; with several streams, from one frame of each to their la
 is synchronised before and after.
 """
 
-from steadyseg.benchmark.machine import EndedError, apart, machine
-from steadyseg.benchmark.memory import memory, memory_of_predict
+from steadyseg.benchmark.growth import memory, memory_of_predict
+from steadyseg.benchmark.host import EndedError, apart, machine
+from steadyseg.benchmark.pipeline import stages
 from steadyseg.benchmark.reference import check_transformers
 from steadyseg.benchmark.setting import DTYPES, Setting, check
 from steadyseg.benchmark.speed import compare, measure
-from steadyseg.benchmark.stages import stages
 
 __all__ = [
     "DTYPES",

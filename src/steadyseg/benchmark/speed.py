@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from steadyseg.benchmark.clock import clocked, of_periods, quartiles, summary
-from steadyseg.benchmark.machine import peak_gflops, peak_memory
+from steadyseg.benchmark.host import peak_gflops, peak_memory
 from steadyseg.benchmark.parts import parts
 from steadyseg.benchmark.reference import forgetful, transformers_segformer
 from steadyseg.benchmark.setting import (

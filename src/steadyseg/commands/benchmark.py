@@ -153,7 +153,9 @@ def _jobs(
     chosen = methods or tuple(name for name in names() if has_options(name, changes))
     for name in chosen:
         check_options(name, changes)
-    jobs, left_out, first = [], [], None
+    jobs: list[Job] = []
+    left_out: list[dict[str, Any]] = []
+    first: ConfigError | None = None
     for name, setting in product(chosen, settings):
         try:
             bench.check(name, setting)

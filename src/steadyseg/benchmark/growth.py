@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from steadyseg.benchmark.machine import memory_in_use, peak_memory
+from steadyseg.benchmark.host import memory_in_use, peak_memory
 from steadyseg.benchmark.setting import Setting, attach, autocast, build, follow, prepare, rounds, street
 from steadyseg.benchmark.speed import subject
 from steadyseg.engine.checkpoint import load_model
