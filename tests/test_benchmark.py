@@ -230,7 +230,7 @@ def test_parts_are_timed_where_they_run(monkeypatch: pytest.MonkeyPatch) -> None
     assert list(found) == ["copy", "normalise", "backbone", "method", "labels"]
     means = {part: times["latency_ms"]["mean"] for part, times in found.items()}
     assert min(means.values()) > 0
-    assert means["normalise"] >= 300 > means["copy"]
+    assert means["normalise"] >= 300 > found["copy"]["latency_ms"]["median"]
     assert "normalize" not in vars(model) and "forward" not in vars(model.backbone)
     model.backend = lambda name, function, *tensors: VideoSegmenter.compute(plain, name, function, *tensors)
     plain = build("reuse", setting, frames[0])

@@ -140,8 +140,8 @@ def benchmark(report: dict[str, Any], *, as_json: bool) -> None:
             for form, counts in forms.items():
                 numbers = (f"{counts[kind] / 1e9:.2f}" for kind in ("hooks", "full", "sampling"))
                 cost.add_row(name, parameters, what, form, *numbers)
-    out.print(_fixed(cost))
-    out.print(_fixed(speed))
+    _show(cost)
+    _show(speed)
     peaks = sorted({round(result["peak_gflops"]) for result in results})
     if peaks:
         line(
@@ -198,7 +198,7 @@ def _parts(name: str, parts: dict[str, Any]) -> None:
         time = summary["latency_ms"]
         numbers = [*(f"{time[which]:.1f}" for which in ("mean", "median", "p95")), f"{100 * time['mean'] / whole:.0f}"]
         rows.add_row(part, *numbers, *(f"{summary[kind]['latency_ms']['mean']:.1f}" for kind in kinds))
-    out.print(_fixed(rows))
+    _show(rows)
 
 
 def _comparison(name: str, pair: dict[str, Any]) -> None:
@@ -228,14 +228,14 @@ def memory(report: dict[str, Any], *, as_json: bool) -> None:
             numbers += ["" if size is None else f"{size:.1f}" for size in sizes]
             numbers.append("" if growth is None else f"{growth:.2f}")
         rows.add_row(escape(name), str(result["frames"]), *numbers)
-    out.print(_fixed(rows))
+    _show(rows)
 
 
-def _fixed(rows: Table) -> Table:
-    """Return the table with numbers that are not broken over lines, at the right of their columns."""
+def _show(rows: Table) -> None:
+    """Write a table whose numbers stand at the right of their columns, and are not broken over lines."""
     for column in rows.columns[1:]:
         column.no_wrap, column.justify = True, "right"
-    return rows
+    out.print(rows, width=max(out.width, 100))
 
 
 def stages(report: dict[str, Any], *, as_json: bool) -> None:
@@ -254,7 +254,7 @@ def stages(report: dict[str, Any], *, as_json: bool) -> None:
     for name, summary in {**result["stages"], "predict, all at once": result["predict"]}.items():
         for kind, part in {name: summary, **{f"  {kind}": summary[kind] for kind in _KINDS if kind in summary}}.items():
             rows.add_row(kind, *(f"{part['latency_ms'][which]:.2f}" for which in ("mean", "median", "p95")))
-    out.print(_fixed(rows))
+    _show(rows)
     line(
         f"predict: {result['predict']['fps']:.2f} FPS; {result['against_slowest']:.2f} times the time of its slowest "
         f"thread ({result['slowest']}); one stage after the other: {result['one_by_one_ms']:.1f} ms a frame"
