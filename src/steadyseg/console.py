@@ -159,10 +159,8 @@ def _heading(report: dict[str, Any], frames: str) -> set[str]:
     """Write one line on what all measurements have in common, and return what differs."""
     setting, about = report["setting"], report["machine"]
     common = [_word(key, setting[key]) for key in ("backend", "precision", "size", "streams") if key in setting]
-    line(
-        f"{about['gpu'] or about['cpu']}, {about['threads']} threads, torch {report['versions']['torch']}, "
-        f"{', '.join(common)}, {setting['classes']} classes, {frames}"
-    )
+    first = f"{about['gpu'] or about['cpu']}, {about['threads']} threads, torch {report['versions']['torch']}"
+    line(", ".join((first, *common, f"{setting['classes']} classes", frames)))
     return {key for key in _SUBJECT if key not in setting}
 
 
@@ -218,7 +216,8 @@ def memory(report: dict[str, Any], *, as_json: bool) -> None:
         line(json.dumps(report, indent=2))
         return
     varied = _heading(report, f"up to {report['setting']['frames']} frames")
-    rows = table("MiB", "frames", "in use, settled", "at the end", "+ %", "peak, settled", "at the end", "+ %")
+    after = " or ".join(sorted({f"after {result['settled_after']}" for result in report["memory"]}))
+    rows = table("MiB", "frames", f"in use, {after}", "at the end", "+ %", f"peak, {after}", "at the end", "+ %")
     for result in report["memory"]:
         name = _subject(result, varied) if "backbone" in result else f"predict, {result['model']}, {result['video']}"
         numbers = []
@@ -232,10 +231,10 @@ def memory(report: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _show(rows: Table) -> None:
-    """Write a table whose numbers stand at the right of their columns, and are not broken over lines."""
+    """Write a table of numbers, at the right of their columns and not broken over lines, at least 100 columns wide."""
     for column in rows.columns[1:]:
         column.no_wrap, column.justify = True, "right"
-    out.print(rows, width=max(out.width, 100))
+    Console(soft_wrap=True, highlight=False, width=max(out.width, 100)).print(rows)
 
 
 def stages(report: dict[str, Any], *, as_json: bool) -> None:
