@@ -18,8 +18,9 @@ from steadyseg import benchmark, cli, models
 from steadyseg.benchmark import growth, host
 from steadyseg.benchmark.clock import summary
 from steadyseg.benchmark.parts import parts
-from steadyseg.benchmark.setting import build, follow, rounds, street
+from steadyseg.benchmark.setting import rounds
 from steadyseg.benchmark.speed import label_gap
+from steadyseg.benchmark.subject import build, follow, street
 from steadyseg.engine.stream import Stream
 from steadyseg.models.base import VideoSegmenter
 from steadyseg.types import ConfigError

@@ -5,24 +5,37 @@ the stream has settled; with several streams, from one frame of each to their la
 is synchronised before and after.
 """
 
-from steadyseg.benchmark.growth import memory, memory_of_predict
-from steadyseg.benchmark.host import EndedError, apart, machine
-from steadyseg.benchmark.pipeline import stages
-from steadyseg.benchmark.reference import check_transformers
-from steadyseg.benchmark.setting import DTYPES, Setting, check
-from steadyseg.benchmark.speed import compare, measure
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "DTYPES",
-    "EndedError",
-    "Setting",
-    "apart",
-    "check",
-    "check_transformers",
-    "compare",
-    "machine",
-    "measure",
-    "memory",
-    "memory_of_predict",
-    "stages",
-]
+if TYPE_CHECKING:
+    from steadyseg.benchmark.growth import memory as memory
+    from steadyseg.benchmark.growth import memory_of_predict as memory_of_predict
+    from steadyseg.benchmark.host import EndedError as EndedError
+    from steadyseg.benchmark.host import apart as apart
+    from steadyseg.benchmark.host import machine as machine
+    from steadyseg.benchmark.pipeline import stages as stages
+    from steadyseg.benchmark.reference import check_transformers as check_transformers
+    from steadyseg.benchmark.setting import DTYPES as DTYPES
+    from steadyseg.benchmark.setting import Setting as Setting
+    from steadyseg.benchmark.setting import about as about
+    from steadyseg.benchmark.speed import compare as compare
+    from steadyseg.benchmark.speed import measure as measure
+    from steadyseg.benchmark.subject import check as check
+
+_FILES = {
+    "growth": ("memory", "memory_of_predict"),
+    "host": ("EndedError", "apart", "machine"),
+    "pipeline": ("stages",),
+    "reference": ("check_transformers",),
+    "setting": ("DTYPES", "Setting", "about"),
+    "speed": ("compare", "measure"),
+    "subject": ("check",),
+}
+_HOME = {name: file for file, names in _FILES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'steadyseg.benchmark' has no attribute {name!r}")
+    return getattr(import_module(f"steadyseg.benchmark.{_HOME[name]}"), name)

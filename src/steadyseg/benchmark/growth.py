@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from steadyseg.benchmark.host import memory_in_use, peak_memory
-from steadyseg.benchmark.setting import Setting, attach, autocast, build, follow, prepare, rounds, street
-from steadyseg.benchmark.speed import subject
+from steadyseg.benchmark.setting import Setting, about, attach, autocast, prepare, rounds
+from steadyseg.benchmark.subject import build, follow, street
 from steadyseg.engine.checkpoint import load_model
 from steadyseg.types import ConfigError
 from steadyseg.video import probe
@@ -25,7 +25,7 @@ def memory(name: str, setting: Setting) -> dict[str, Any]:
         setting: what is measured, and how.
 
     Returns:
-        What was measured, as `subject` says it, and what `_growth` says.
+        What was measured, as `about` says it, and what `_growth` says.
 
     Raises:
         ConfigError: if there are not more than SETTLED frames, or as in `measure`.
@@ -38,7 +38,7 @@ def memory(name: str, setting: Setting) -> dict[str, Any]:
     for images in rounds(frames, setting, setting.frames):
         run(images)
         record.add()
-    return {**subject(name, setting), **record.growth()}
+    return {**about(name, setting), **record.growth()}
 
 
 def memory_of_predict(name: str, setting: Setting, *, video: str | Path, method: str | None = None) -> dict[str, Any]:
@@ -67,8 +67,8 @@ def memory_of_predict(name: str, setting: Setting, *, video: str | Path, method:
         config = PredictConfig(max_frames=setting.frames)
         predict(attach(model, setting), video, out=Path(folder) / "out.mp4", config=config, on_frame=record.add)
     _check_frames(record.count, f"{info.path.name} has {record.count} frames")
-    about = {"model": name, "method": method, "video": info.path.name, "size": [info.height, info.width]}
-    return {**about, **record.growth()}
+    what = {"model": name, "method": method, "video": info.path.name, "size": [info.height, info.width]}
+    return {**what, **record.growth()}
 
 
 def _check_frames(count: int, given: str = "") -> None:

@@ -1,22 +1,17 @@
-"""What is measured, and how: the setting, the frames, and the model with random weights that runs on them."""
+"""How a measurement is made: size, precision, backend and all else, and what that means for this process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from steadyseg import backends
-from steadyseg.config import options_from_dict
-from steadyseg.costs import check_periodic, pingpong
-from steadyseg.data.streets import StreetsSource
-from steadyseg.engine.stream import Stream
-from steadyseg.engine.streams import Streams
-from steadyseg.models import method
+from steadyseg.costs import pingpong
 from steadyseg.models.base import VideoSegmenter
 from steadyseg.types import ConfigError
 
@@ -68,21 +63,16 @@ class Setting:
                 raise ConfigError(f"{name} is {value}; expected at least {least}")
 
 
-def check(name: str, setting: Setting) -> None:
-    """Find what is wrong with a setting before anything is measured.
-
-    Args:
-        name: a method.
-        setting: what will be measured.
-
-    Raises:
-        ConfigError: for an unknown method or backbone, options that do not fit, an adaptive schedule, or a backend that
-            is not there or lacks the device or the precision.
-    """
-    backends.check(setting.backend, setting.device, setting.precision)
-    options = options_from_dict(name, {"backbone": setting.backbone, **setting.options})
-    with torch.device("meta"):  # no weights
-        check_periodic(method(name)(options, setting.classes))
+def about(name: str, setting: Setting) -> dict[str, Any]:
+    """Return what sets one measurement of a command apart from its others."""
+    return {
+        "method": name,
+        "backbone": setting.backbone,
+        "size": list(setting.size),
+        "backend": setting.backend,
+        "precision": setting.precision,
+        "streams": setting.streams,
+    }
 
 
 def prepare(setting: Setting) -> None:
@@ -98,12 +88,6 @@ def prepare(setting: Setting) -> None:
     torch.manual_seed(setting.seed)
 
 
-def street(setting: Setting, count: int = 8) -> list[Tensor]:
-    """Return frames of a street video, each uint8 [3, H, W]."""
-    source = StreetsSource(split="val", size=setting.size, length=count, videos=11)
-    return [frame.image.to(setting.device) for frame in source.read(source.names[10])]  # by day, with traffic
-
-
 def rounds(frames: Sequence[Tensor], setting: Setting, count: int) -> Iterator[Round]:
     """Yield `count` rounds of `frames` forwards and backwards; each stream is one frame behind the one before it."""
     ahead = list(pingpong(frames, 2 * len(frames) - 2 or 1))
@@ -111,46 +95,9 @@ def rounds(frames: Sequence[Tensor], setting: Setting, count: int) -> Iterator[R
         yield [ahead[(index - stream) % len(ahead)] for stream in range(setting.streams)]
 
 
-def build(name: str, setting: Setting, frame: Tensor) -> VideoSegmenter:
-    """Build a method with random weights whose labels vary over the image, as those of trained weights do.
-
-    Args:
-        name: a method.
-        setting: backbone, classes, device and options.
-        frame: uint8 [3, H, W], by which the classifier is set.
-    """
-    kind = method(name)
-    options = options_from_dict(name, {"backbone": setting.backbone, **setting.options})
-    model = kind(options, setting.classes).to(setting.device).eval()
-    check_periodic(model)
-    with torch.no_grad():
-        logits, _ = model.step(frame[None])
-        for layer in model.modules():
-            if isinstance(layer, nn.Conv2d) and layer.out_channels == layer.groups * setting.classes:
-                if layer.bias is None:
-                    layer.weight -= layer.weight.mean(1, keepdim=True)  # features after a ReLU are never negative
-                else:
-                    layer.bias -= logits.mean((0, 2, 3)).repeat(layer.groups)  # maybe of several variates
-    return model.train().eval()  # merged weights are computed anew
-
-
 def attach(model: VideoSegmenter, setting: Setting) -> VideoSegmenter:
     """Have the setting's backend run the model."""
     return backends.attach(model, setting.backend, precision=setting.precision)
-
-
-def follow(model: VideoSegmenter, setting: Setting) -> Callable[[Round], Round]:
-    """Return what users run, from one frame of every stream to their labels: a Stream, or Streams."""
-    single, several = Stream(model), Streams(model)
-
-    def run(frames: Round) -> Round:
-        with autocast(setting):
-            if len(frames) == 1:
-                return [single(frames[0])]
-            labels = several(dict(enumerate(frames)))
-            return [labels[number] for number in range(len(frames))]
-
-    return run
 
 
 def whole_intervals(model: VideoSegmenter, setting: Setting) -> int:

@@ -14,17 +14,8 @@ from steadyseg.benchmark.clock import clocked, of_periods, quartiles, summary
 from steadyseg.benchmark.host import peak_gflops, peak_memory
 from steadyseg.benchmark.parts import parts
 from steadyseg.benchmark.reference import forgetful, transformers_segformer
-from steadyseg.benchmark.setting import (
-    Round,
-    Setting,
-    attach,
-    build,
-    follow,
-    prepare,
-    rounds,
-    street,
-    whole_intervals,
-)
+from steadyseg.benchmark.setting import Round, Setting, about, attach, prepare, rounds, whole_intervals
+from steadyseg.benchmark.subject import build, follow, street
 from steadyseg.costs import costs
 from steadyseg.engine.checkpoint import load_model
 from steadyseg.models.base import VideoSegmenter
@@ -38,7 +29,7 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
         setting: what is measured, and how.
 
     Returns:
-        What was measured, as `subject` says it, and plain numbers: parameters; multiply-adds of a frame; what
+        What was measured, as `about` says it, and plain numbers: parameters; multiply-adds of a frame; what
         `summary` says of the times of a round of one frame from every stream; "parts", where asked for; MiB;
         "peak_gflops" of a large matrix product; and "share_of_peak", how much of it the method reaches: two operations
         for each multiply-add executed here, products of attention included, by the mean time.
@@ -65,7 +56,7 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
     }
     peak = peak_gflops(setting)
     return {
-        **subject(name, setting),
+        **about(name, setting),
         "period": model.period,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "multiply_adds": counted,
@@ -74,18 +65,6 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
         "peak_memory_mib": memory,
         "peak_gflops": peak,
         "share_of_peak": 2 * counted["stream"]["executed"]["full"] * timed["fps"] / (1e9 * peak),
-    }
-
-
-def subject(name: str, setting: Setting) -> dict[str, Any]:
-    """Return what sets one measurement of a command apart from its others."""
-    return {
-        "method": name,
-        "backbone": setting.backbone,
-        "size": list(setting.size),
-        "backend": setting.backend,
-        "precision": setting.precision,
-        "streams": setting.streams,
     }
 
 
@@ -101,7 +80,7 @@ def compare(name: str, setting: Setting) -> dict[str, Any]:
         setting: what is measured, and how.
 
     Returns:
-        What was measured, as `subject` says it; summaries of "ours" and "theirs"; "speedup", the ratio of the mean
+        What was measured, as `about` says it; summaries of "ours" and "theirs"; "speedup", the ratio of the mean
         times; "paired", the quartiles of the ratios of the times of single key intervals, or of single rounds for
         methods without key frames; and, where labels are compared, "pixels", how many, "differing", how many of them
         have another label, and for segformer "gap": by how much the scores of the two labels differ there at most,
@@ -132,7 +111,7 @@ def compare(name: str, setting: Setting) -> dict[str, Any]:
         differing += wrong
         if wrong and name == "segformer":
             gap = max(gap, label_gap(ours, frame, labels))
-    result: dict[str, Any] = {**subject(name, setting), "against": setting.against}
+    result: dict[str, Any] = {**about(name, setting), "against": setting.against}
     result |= {
         side: summary(spent, period=period, first=setting.warmup, streams=setting.streams)
         for side, spent in times.items()

@@ -173,9 +173,9 @@ def _jobs(
 
 
 def _left_out(name: str, setting: Setting, why: Exception, *, has_ended: bool) -> dict[str, Any]:
-    from steadyseg.benchmark.speed import subject
+    from steadyseg import benchmark as bench
 
-    return {**subject(name, setting), "why": str(why), "has_ended": has_ended}
+    return {**bench.about(name, setting), "why": str(why), "has_ended": has_ended}
 
 
 def _run(function: Callable[..., dict[str, Any]], jobs: list[Job], report: dict[str, Any]) -> list[dict[str, Any]]:
