@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -46,7 +48,8 @@ class Point(NamedTuple):
 
     def name(self, *keys: str) -> str:
         """Return the method and the given fields as words."""
-        return " ".join(str(getattr(self, key)) for key in ("method", *keys, "options") if getattr(self, key))
+        values = {key: str(getattr(self, key)) for key in ("method", *keys, "options")}
+        return " ".join(f"{value} streams" if key == "streams" else value for key, value in values.items() if value)
 
 
 def points(files: Sequence[Path]) -> list[Point]:
@@ -89,25 +92,31 @@ def _point(report: dict[str, Any], result: dict[str, Any]) -> Point:
 
 def parameters(found: Sequence[Point], axis: Axes) -> None:
     """Frames per second over millions of parameters: a line a method, a point a backbone."""
-    for name, group in _groups(found, lambda point: point.name(*_varied(found, "size", "backend", "precision"))):
+    for name, group in _groups(
+        found, lambda point: point.name(*_varied(found, "size", "backend", "precision", "streams"))
+    ):
         line = sorted(group, key=lambda point: point.parameters)
         axis.plot([point.parameters for point in line], [point.fps for point in line], "o-", label=name, markersize=4)
         for point in line:
             where = (point.parameters, point.fps)
             axis.annotate(point.backbone, where, (3, 4), textcoords="offset points", fontsize=7)
     axis.set(xscale="log", yscale="log", xlabel="parameters, millions", ylabel="frames per second")
+    _plain(axis.xaxis)
+    _plain(axis.yaxis)
 
 
 def sizes(found: Sequence[Point], axis: Axes) -> None:
     """Milliseconds a frame over its pixels, with the fitted exponent."""
-    for name, group in _groups(found, lambda point: point.name("backbone", *_varied(found, "backend", "precision"))):
+    kinds = ("backbone", *_varied(found, "backend", "precision", "streams"))
+    for name, group in _groups(found, lambda point: point.name(*kinds)):
         line = sorted(group, key=lambda point: point.pixels)
         label = f"{name}, exponent {exponent(line):.2f}" if len({point.pixels for point in line}) > 1 else name
         axis.plot([point.pixels for point in line], [point.ms for point in line], "o-", label=label, markersize=4)
     axis.set(xscale="log", yscale="log", xlabel="frame", ylabel="ms a frame")
+    _plain(axis.yaxis)
     ticks = {point.pixels: point.size for point in found}
     axis.set_xticks(list(ticks), list(ticks.values()), rotation=30, ha="right", fontsize=8)
-    axis.minorticks_off()
+    axis.set_xticks([], minor=True)
 
 
 def streams(found: Sequence[Point], axis: Axes) -> None:
@@ -119,7 +128,14 @@ def streams(found: Sequence[Point], axis: Axes) -> None:
     axis.set(xscale="log", xlabel="streams at a time", ylabel="frames per second, all streams", ylim=(0, None))
     ticks = sorted({point.streams for point in found})
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
-    axis.minorticks_off()
+    axis.set_xticks([], minor=True)
+
+
+def _plain(axis: Axis) -> None:
+    """Number a logarithmic axis 1, 2, 5, 10 ... as people write them."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 PICTURES: dict[str, Callable[[Sequence[Point], Axes], None]] = {
