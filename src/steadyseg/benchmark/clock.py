@@ -32,8 +32,8 @@ def summary(times: Sequence[float], *, period: int = 1, first: int = 0, streams:
 
     Returns:
         "latency_ms" with mean, median and p95 of a round; "spread", see `spread`, of whole periods; "fps", frames of
-        all streams by the sum of the times; where the period is more than 1 also "key" and "between", the same for
-        the two kinds of frames, where there are any.
+        all streams by the sum of the times, None where that is 0; where the period is more than 1 also "key" and
+        "between", the same for the two kinds of frames, where there are any.
     """
     ordered = sorted(times)
     result: dict[str, Any] = {
@@ -43,7 +43,7 @@ def summary(times: Sequence[float], *, period: int = 1, first: int = 0, streams:
             "p95": 1e3 * ordered[min(int(0.95 * len(ordered)), len(ordered) - 1)],
         },
         "spread": spread(of_periods(times, period)),
-        "fps": streams / statistics.mean(ordered),
+        "fps": streams / statistics.mean(ordered) if ordered[-1] else None,
     }
     if period > 1:
         kinds: dict[str, list[float]] = {"key": [], "between": []}
@@ -65,8 +65,8 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def spread(values: Sequence[float]) -> float | None:
-    """Return the distance between the quartiles by the median; None for fewer than two values, which have none."""
+    """Return the distance between the quartiles by the median; None for fewer than two values, or a median of 0."""
     if len(values) < 2:
         return None
     found = quartiles(values)
-    return (found["high"] - found["low"]) / found["median"]
+    return (found["high"] - found["low"]) / found["median"] if found["median"] else None
