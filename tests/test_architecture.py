@@ -36,7 +36,8 @@ ALLOWED = {
     "costs": BELOW_ENGINE,
     "cuda_graphs": {"types", "models"},
     "backends": BELOW_TOOLS,
-    **dict.fromkeys(("benchmark", "export", "cluster", "app"), BELOW_TOOLS | {"backends", "costs", "cuda_graphs"}),
+    **dict.fromkeys(("export", "cluster", "app"), BELOW_TOOLS | {"backends", "costs", "cuda_graphs"}),
+    "benchmark": BELOW_TOOLS | {"backends", "costs", "cuda_graphs", "allocator"},  # it starts programs of its own
     "commands": BELOW_TOOLS | PROGRAM | TOOLS,
     "cli": PROGRAM | {"commands"},
     "": BELOW_TOOLS,  # the package's own __init__: public names

@@ -51,27 +51,39 @@ def attach(model: VideoSegmenter, name: Name, *, precision: Precision = "fp32") 
     Raises:
         ConfigError: if a library or a compiler is missing, or the backend lacks the device or the precision.
     """
-    device = model.class_weights.device.type
+    check(name, model.class_weights.device.type, precision)
+    backend: Backend | None = None
+    if name == "compile":
+        backend = Compiled()
+    elif name == "openvino":
+        backend = OpenVINO(model, precision)
+    elif name == "onnxruntime":
+        backend = OnnxRuntime(model)
+    model.backend = backend
+    return model
+
+
+def check(name: Name, device: str, precision: Precision = "fp32") -> None:
+    """Refuse what a backend cannot do; arguments as of `attach`, with the model's device by name.
+
+    Raises:
+        ConfigError: if a library or a compiler is missing, or the backend lacks the device or the precision.
+    """
     if name in ("openvino", "onnxruntime") and device != "cpu":
         raise ConfigError(f"backend {name} runs on the CPU, and the model is on {device}: take --device cpu")
-    backend: Backend | None = None
     if name == "compile":
         compiler = os.environ.get("CXX", "g++")
         if device == "cpu" and shutil.which(compiler) is None:
             raise ConfigError(
                 f"backend compile needs a C++ compiler, and there is no {compiler}: install one, or set CXX"
             )
-        backend = Compiled()
-    elif name == "openvino":
-        if precision == "fp16":
-            raise ConfigError("backend openvino has no fp16 on a CPU; take --precision fp32 or bf16")
-        backend = OpenVINO(model, precision)
-    elif name == "onnxruntime":
-        if precision != "fp32":
-            raise ConfigError(f"backend onnxruntime runs in fp32, not in {precision}: take --precision fp32")
-        backend = OnnxRuntime(model)
-    model.backend = backend
-    return model
+    if name == "openvino" and precision == "fp16":
+        raise ConfigError("backend openvino has no fp16 on a CPU; take --precision fp32 or bf16")
+    if name == "onnxruntime" and precision != "fp32":
+        raise ConfigError(f"backend onnxruntime runs in fp32, not in {precision}: take --precision fp32")
+    if name in ("openvino", "onnxruntime"):
+        needs("onnx")
+        needs(name)
 
 
 def needs(library: str) -> Any:
@@ -134,11 +146,6 @@ class Traced(ABC):
 class OnnxRuntime(Traced):
     """ONNX Runtime on the CPU, with as many threads as torch."""
 
-    def __init__(self, model: VideoSegmenter) -> None:
-        needs("onnx")
-        needs("onnxruntime")
-        super().__init__(model)
-
     def open(self, graph: bytes) -> Session:
         """See Traced."""
         return open_onnxruntime(graph)
@@ -148,8 +155,6 @@ class OpenVINO(Traced):
     """OpenVINO on the CPU, with as many threads as torch."""
 
     def __init__(self, model: VideoSegmenter, precision: Precision = "fp32") -> None:
-        needs("onnx")
-        needs("openvino")
         super().__init__(model)
         self.precision = precision
 
