@@ -35,9 +35,9 @@ def count(keep, **variables):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is Linux's")
 def test_freed_memory_is_used_again_without_asking_the_system():
-    assert count(keep=False) > 1000
-    assert count(keep=True) < 100
-    assert count(keep=True, MALLOC_TRIM_THRESHOLD_="131072") > 1000  # the user's own choice stays
+    cleared = count(keep=False)  # pages; few of 2 MiB or many of 4 KiB, as the system has them
+    assert 4 * count(keep=True) < cleared
+    assert 4 * count(keep=True, MALLOC_TRIM_THRESHOLD_="131072") > cleared  # the user's own choice stays
 
 
 THREADS = """
@@ -71,5 +71,5 @@ print(round(resident() - before))
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is Linux's")
 def test_threads_use_what_others_have_freed():
     """Each in its turn needs as much; the process grows only where each keeps an arena of its own."""
-    assert run(THREADS) < 48
+    assert run(THREADS) < 72
     assert run(THREADS, MALLOC_ARENA_MAX="8") > 96  # the user's own choice stays

@@ -108,12 +108,13 @@ def classify(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if len(weight) < MANY_CLASSES or torch.is_grad_enabled():
         return pointwise(x, weight, bias)
-    pixels = x.flatten(2)  # [B, C, N]
-    if bias is None or torch.compiler.is_exporting():  # a file for other programs may be of any batch
-        scores = torch.matmul(weight, pixels)  # [B, K, N]
+    if torch.compiler.is_exporting():  # of any batch
+        scores = torch.matmul(weight, x.flatten(2))  # [B, K, N]
         scores = scores if bias is None else scores + bias[:, None]
     else:
-        scores = torch.baddbmm(bias[:, None], weight.expand(len(x), -1, -1), pixels)  # [B, K, N]
+        rest = weight.new_zeros(1, 1) if bias is None else bias[:, None]
+        each = [torch.addmm(rest, weight, image.flatten(1)) for image in x]  # [K, N]
+        scores = torch.stack(each) if len(each) > 1 else each[0][None]
     return scores.unflatten(2, x.shape[2:])
 
 
