@@ -250,3 +250,27 @@ def test_openvino_reports_to_nobody(tmp_path: Path) -> None:
     )
     assert done.stdout.strip() == "None"
     assert not list(tmp_path.iterdir())
+
+
+SIGNALS = """
+import signal, subprocess, sys
+from onnx import TensorProto, helper
+from steadyseg.backends import open_openvino
+
+number = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+node = helper.make_node("Identity", ["x"], ["y"])
+graph = helper.make_graph([node], "same", [number], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+first, second = open_openvino(model), open_openvino(model)
+del first, second
+signal.signal(signal.SIGCHLD, lambda *_: None)
+subprocess.run([sys.executable, "-c", ""], check=True)
+print("alive")
+"""
+
+
+def test_graphs_that_end_leave_signals_as_they_were() -> None:
+    """Python handles signals on a stack of its own where faulthandler is on, as in tests."""
+    command = [sys.executable, "-X", "faulthandler", "-c", SIGNALS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "alive", (done.returncode, done.stderr)

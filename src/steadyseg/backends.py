@@ -14,6 +14,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from typing import Any, Literal
 
@@ -181,13 +182,12 @@ def open_onnxruntime(graph: bytes | str) -> Session:
 
 def open_openvino(graph: bytes | str, precision: Precision = "fp32") -> Session:
     """Make an ONNX graph, or a file of ONNX or OpenVINO's own format, ready to run in OpenVINO."""
-    openvino = needs("openvino")
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],  # its own choice may be less than fp32
     }
-    core = openvino.Core()
+    core = openvino_core()
     request = core.compile_model(core.read_model(graph), "CPU", options).create_infer_request()
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -195,6 +195,16 @@ def open_openvino(graph: bytes | str, precision: Precision = "fp32") -> Session:
         return tuple(torch.from_numpy(results[number]) for number in range(len(results)))
 
     return run
+
+
+@cache
+def openvino_core() -> Any:
+    """Return the process' one OpenVINO core.
+
+    Each core sets a stack for signal handlers and puts back the one before when it ends. Of two cores that end in the
+    order in which they began, the second puts back what the first has freed, and the next signal kills the process.
+    """
+    return needs("openvino").Core()
 
 
 def _arrays(tensors: Sequence[Tensor]) -> list[np.ndarray]:
