@@ -163,7 +163,7 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
         train(wanted, run, resume=run.is_dir())
     path = RESULTS / place / f"{name}_{arguments.seed}.json"
     found = json.loads(path.read_text()) if path.is_file() else {}
-    found |= {"row": name, "seed": arguments.seed, "options": row.options, "trained": row.run}
+    found |= {"row": name, "seed": arguments.seed, "trained": row.run, "method": row.method, "options": row.options}
     if "score" in parts:
         found["scores"] = {split: scores(run, row, where) for split, where in SCORED[data].items()}
         found["parameters"] = sum(parameter.numel() for parameter in load_model(run, method=row.method).parameters())

@@ -67,7 +67,7 @@ def score(entries: Sequence[dict[str, Any]], split: str, metric: str) -> float:
 def draw_speed(found: dict[str, list[dict[str, Any]]], out: Path) -> None:
     """Accuracy, and consistency, against speed."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    panels = {"accuracy: test mIoU, %": ("test", "mIoU"), "consistency: val mVC16, %": ("val", "mVC16")}
+    panels = {"accuracy: val mIoU, %": ("val", "mIoU"), "consistency: val mVC16, %": ("val", "mVC16")}
     for axis, (title, (split, metric)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for name, entries in found.items():
             timed = [entry["speed"]["fps"] for entry in entries if "speed" in entry]
@@ -115,8 +115,8 @@ def draw_classes(found: dict[str, list[dict[str, Any]]], split: str, out: Path) 
 def draw_clip(names: Sequence[str], found: dict[str, list[dict[str, Any]]], runs: Path, out: Path) -> None:
     """The same frames through every method: labels a fifth of a second apart, and where they flicker in the clip."""
     source = open_source(SourceConfig(source="camvid", split="val"))
-    frames = [frame.image for frame in islice(source.read(source.names[0]), 60)]
-    images, shown = torch.stack(frames), (24, 27, 30)
+    frames = list(islice(source.read(source.names[0]), 60))
+    images, shown = torch.stack([frame.image for frame in frames]), (24, 27, 30)
     figure = Figure(figsize=(11, 2.1 * (len(names) + 1)), layout="constrained")
     axes = figure.subplots(len(names) + 1, len(shown) + 1)
     for axis, number in zip(axes[0], shown, strict=False):
@@ -129,7 +129,7 @@ def draw_clip(names: Sequence[str], found: dict[str, list[dict[str, Any]]], runs
         model = load_model(
             runs / f"{entry['trained']}_{entry['seed']}", method=entry["method"], options=entry["options"]
         )
-        preds = torch.stack(list(segment(model, frames)))  # [T, H, W]
+        preds = torch.stack([labels for _, labels in segment(model, frames)])  # [T, H, W]
         for axis, number in zip(line, shown, strict=False):
             axis.imshow(palette[preds[number].numpy()])
         share = flicker(preds, images).float().mean(0)  # [H, W]
