@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--tflops", type=float, default=100.0, help="of one card, at best")
     parser.add_argument("--share", type=float, default=0.3, help="of that, reached in training")
     arguments = parser.parse_args()
-    print("| config | crop | steps | cards x clips | G operations a clip | hours | GiB a card, fp32 |")  # noqa: T201
+    print("| recipe | crop | steps | cards x clips | G operations a clip | hours | GiB a card, fp32 |")  # noqa: T201
     print("| --- " * 7 + "|")  # noqa: T201
     for name in arguments.configs:
         print(row(name, arguments.tflops, arguments.share), flush=True)  # noqa: T201
