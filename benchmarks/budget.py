@@ -1,4 +1,4 @@
-"""Estimate what training a config takes on GPUs: hours and memory, from shapes alone.
+"""Estimate what training a config takes on GPUs: hours and memory.
 
     python benchmarks/budget.py sdcpc_mit_b1_vspw tfc_mit_b1_vspw
     python benchmarks/budget.py sdcpc_mit_b1_vspw --tflops 380 --share 0.25
@@ -79,7 +79,7 @@ def row(name: str, tflops: float, share: float) -> str:
     experiment = config.load(name)
     train, found = experiment.train, measure(experiment)
     clips = train.batch_size
-    cards = train.devices * train.nodes
+    cards = train.devices if train.nodes == 1 else f"{train.nodes} nodes x {train.devices}"
     hours = found.operations * clips * train.iterations / (1e12 * tflops * share) / 3600
     memory = (found.state + found.kept * clips) / 2**30
     size = "x".join(map(str, experiment.data.augment.crop))
