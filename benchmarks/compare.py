@@ -9,8 +9,9 @@ All rows of a data set have the data, the augmentation and the training of one r
 segformer_mit_b0_camvid: the same number of steps and of target frames, crops, optimiser groups, and initial backbone.
 On DAVIS only the data differ. Rows on ResNet-18 start from random weights, as no pretrained ones are in the repository.
 TFC's clips have four labelled frames, the others' one. Rows that need no training of their own run SegFormer's weights.
-DCFM looks ahead, but for the row "online". Speed is that on the first validation video, fp32, frame tensor to labels of
-full size. What comes out is one file a row and seed in results/compare/DATA/ITERATIONS/.
+DCFM looks ahead, but for the row "online". Scores "alone" take every frame as a video of its own, as the frames of
+CamVid's test are a second apart. Speed is that on the first validation video, fp32, frame tensor to labels of its size.
+What comes out is one file a row and seed in results/compare/DATA/ITERATIONS/.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import torch
 from steadyseg import config
 from steadyseg.allocator import keep_freed_memory
 from steadyseg.benchmark import Setting, machine
+from steadyseg.config import EvalConfig
 from steadyseg.data import SourceConfig, open_source
 from steadyseg.engine.checkpoint import load_model
 from steadyseg.engine.evaluate import evaluate
@@ -103,13 +105,17 @@ DATA: dict[str, dict[str, Any]] = {
         "eval": {"source": {"source": "davis", "split": "val"}},
     },
 }
+CAMVID_TEST = SourceConfig(source="camvid", split="test")
+UNSEEN = replace(CAMVID_TEST, only="Seq05VD*")
 SCORED = {
     "camvid": {
-        "val": SourceConfig(source="camvid", split="val"),
-        "test": SourceConfig(source="camvid", split="test"),
-        "Seq05VD": SourceConfig(source="camvid", split="test", only="Seq05VD*"),
+        "val": EvalConfig(source=SourceConfig(source="camvid", split="val")),
+        "test": EvalConfig(source=CAMVID_TEST),
+        "Seq05VD": EvalConfig(source=UNSEEN),
+        "test alone": EvalConfig(source=CAMVID_TEST, alone=True),
+        "Seq05VD alone": EvalConfig(source=UNSEEN, alone=True),
     },
-    "davis": {"val": SourceConfig(source="davis", split="val")},
+    "davis": {"val": EvalConfig(source=SourceConfig(source="davis", split="val"))},
 }
 """What is scored, by name; the first is also what speed is measured on."""
 
@@ -144,11 +150,11 @@ def speed(path: Path, row: Row, source: Any, frames: int) -> dict[str, float]:
     return {"ms": 1e3 * spent, "fps": 1 / spent}
 
 
-def scores(path: Path, row: Row, where: SourceConfig) -> dict[str, Any]:
+def scores(path: Path, row: Row, how: EvalConfig) -> dict[str, Any]:
     """Return the scores of one split, how each was taken, and the IoU of every class."""
-    model, source = load_model(path, method=row.method, options=row.options), open_source(where)
+    model, source = load_model(path, method=row.method, options=row.options), open_source(how.source)
     metrics = standard(source)
-    found = evaluate(model, source, metrics)
+    found = evaluate(model, source, metrics, config=how)
     each = dict(zip(source.classes, metrics[0].per_class().tolist(), strict=True))  # type: ignore[attr-defined]
     return {**found, "protocols": [metric.protocol for metric in metrics], "IoU": each}
 
@@ -165,10 +171,10 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
     found = json.loads(path.read_text()) if path.is_file() else {}
     found |= {"row": name, "seed": arguments.seed, "trained": row.run, "method": row.method, "options": row.options}
     if "score" in parts:
-        found["scores"] = {split: scores(run, row, where) for split, where in SCORED[data].items()}
+        found["scores"] = {split: scores(run, row, how) for split, how in SCORED[data].items()}
         found["parameters"] = sum(parameter.numel() for parameter in load_model(run, method=row.method).parameters())
     if "speed" in parts:
-        source = open_source(next(iter(SCORED[data].values())))
+        source = open_source(next(iter(SCORED[data].values())).source)
         found["speed"] = speed(run, row, source, arguments.frames)
         size = tuple(next(source.read(source.names[0], [0])).image.shape[1:])
         setting = replace(Setting(), size=size, classes=len(source.classes), frames=arguments.frames)
@@ -188,7 +194,10 @@ def table(data: str, iterations: int, names: list[str]) -> str:
         found = [entry for entry in found if "scores" in entry]
         if not found:
             continue
-        cells = [_cell([100 * entry["scores"][split][metric] for entry in found]) for split, metric in columns]
+        cells = [
+            _cell([100 * entry["scores"][split][metric] for entry in found if split in entry["scores"]])
+            for split, metric in columns
+        ]
         fast = [entry["speed"]["ms"] for entry in found if "speed" in entry]
         cells += [f"{mean(fast):.0f}", f"{1e3 / mean(fast):.1f}"] if fast else ["", ""]
         lines.append(f"| {name} | {len(found)} | {' | '.join(cells)} |")

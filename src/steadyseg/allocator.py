@@ -11,6 +11,15 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 _LARGEST = 2**31 - 1
 
 
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+"""Torch's variable for large tensors in huge pages; processes that this one starts inherit it."""
+
+
+def is_set_outside() -> bool:
+    """Say whether the environment says what to do with freed memory."""
+    return bool({"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys())
+
+
 def keep_freed_memory() -> None:
     """Let the process keep memory that it frees, in huge pages; to be called before the first large tensor.
 
@@ -25,9 +34,9 @@ def keep_freed_memory() -> None:
     An environment that sets one of glibc's or torch's own variables for this is left alone, and so is another C
     library.
     """
-    if sys.platform != "linux" or {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys():
+    if sys.platform != "linux" or is_set_outside():
         return
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first large tensor
+    os.environ.setdefault(HUGE_PAGES, "1")  # read by torch at its first large tensor
     library = ctypes.CDLL(None)
     if hasattr(library, "gnu_get_libc_version"):
         library.mallopt(_TRIM_THRESHOLD, _LARGEST)

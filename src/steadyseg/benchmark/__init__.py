@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from steadyseg.benchmark.growth import memory as memory
     from steadyseg.benchmark.growth import memory_of_predict as memory_of_predict
-    from steadyseg.benchmark.host import EndedError as EndedError
     from steadyseg.benchmark.host import apart as apart
     from steadyseg.benchmark.host import machine as machine
     from steadyseg.benchmark.pipeline import stages as stages
+    from steadyseg.benchmark.process import EndedError as EndedError
     from steadyseg.benchmark.reference import check_transformers as check_transformers
     from steadyseg.benchmark.setting import DTYPES as DTYPES
     from steadyseg.benchmark.setting import Setting as Setting
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 _FILES = {
     "growth": ("memory", "memory_of_predict"),
-    "host": ("EndedError", "apart", "machine"),
+    "host": ("apart", "machine"),
     "pipeline": ("stages",),
+    "process": ("EndedError",),
     "reference": ("check_transformers",),
     "setting": ("DTYPES", "Setting", "about"),
     "speed": ("compare", "measure"),

@@ -1,16 +1,13 @@
-"""The machine: what it is, how fast it multiplies, how much memory is in use, and a process for each measurement."""
+"""The machine: what it is, how fast it multiplies, how much memory is in use, and a fresh process on it."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import platform
 import resource
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -23,35 +20,26 @@ import torch
 from steadyseg.allocator import keep_freed_memory
 from steadyseg.backends import LIBRARIES
 from steadyseg.benchmark.clock import clocked
+from steadyseg.benchmark.process import Process
 from steadyseg.benchmark.setting import Setting, autocast
-from steadyseg.types import SteadysegError
 
 SIDES = {"cpu": 2048, "cuda": 8192}
 """Rows and columns of the matrices whose product gives the peak."""
 
 
-class EndedError(SteadysegError):
-    """The process of a measurement ended without a result."""
-
-
 def apart(function: Callable[..., dict[str, Any]], name: str, setting: Setting) -> dict[str, Any]:
-    """Call `measure` or another of this package in a fresh process, which sees nothing of earlier runs.
-
-    The process hands out memory as the command line does.
+    """Call `measure` or another of this package in a fresh process, which hands out memory as the command line does.
 
     Raises:
         EndedError: if the process ends without a result.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=keep_freed_memory) as pool:
-        try:
-            return pool.submit(function, name, setting).result()
-        except BrokenProcessPool:
-            frames = "x".join(str(side) for side in setting.size)
-            raise EndedError(
-                f"{name}: the process ended without a result, as when memory runs out; frames are {frames}, "
-                f"{setting.streams} at a time: take smaller or fewer ones"
-            ) from None
+    frames = "x".join(str(side) for side in setting.size)
+    ended = (
+        f"{name}: the process ended without a result, as when memory runs out; frames are {frames}, "
+        f"{setting.streams} at a time: take smaller or fewer ones"
+    )
+    with Process(ended, first=keep_freed_memory) as process:
+        return process(function, name, setting)
 
 
 def machine(setting: Setting, *others: Setting) -> dict[str, Any]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +17,7 @@ from torch import Tensor
 from steadyseg.benchmark.clock import clocked, of_periods, quartiles, summary
 from steadyseg.benchmark.host import peak_gflops, peak_memory
 from steadyseg.benchmark.parts import parts
-from steadyseg.benchmark.reference import forgetful, transformers_segformer
+from steadyseg.benchmark.reference import TransformersProcess, forgetful
 from steadyseg.benchmark.setting import Round, Setting, about, attach, prepare, rounds, whole_intervals
 from steadyseg.benchmark.subject import build, follow, street
 from steadyseg.costs import costs
@@ -71,9 +75,10 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
 def compare(name: str, setting: Setting) -> dict[str, Any]:
     """Time a method against something else, round by round in turn; who begins changes.
 
-    Both begin with the uint8 frames and end with the full-size label maps. transformers' SegFormer resizes the logits
-    and takes the arg-max; for the method segformer both have the same weights, and the labels are compared. A method
-    that remembers nothing runs its whole clip for every frame, and the labels are compared too.
+    Both begin with the uint8 frames and end with the full-size label maps. transformers' SegFormer, in a process of
+    its own, resizes the logits and takes the arg-max; for the method segformer both have the same weights, and the
+    labels are compared. A method that remembers nothing runs its whole clip for every frame, and the labels are
+    compared too.
 
     Args:
         name: a method.
@@ -90,20 +95,32 @@ def compare(name: str, setting: Setting) -> dict[str, Any]:
     frames = street(setting)
     if setting.against == "clip":
         ours = build(name, setting, frames[0])
-        theirs = forgetful(deepcopy(ours), setting)
-    else:
-        theirs, saved = transformers_segformer(setting, frames[0])
-        with saved as folder:
-            ours = load_model(folder, setting.device) if name == "segformer" else build(name, setting, frames[0])
+        theirs = partial(clocked, forgetful(deepcopy(ours), setting), is_cuda=setting.device == "cuda")
+        return _in_turn(name, ours, theirs, frames, setting)
+    with tempfile.TemporaryDirectory() as folder, TransformersProcess(setting, frames[0], Path(folder)) as apart:
+        ours = load_model(folder, setting.device) if name == "segformer" else build(name, setting, frames[0])
+        return _in_turn(name, ours, apart, frames, setting)
+
+
+def _in_turn(
+    name: str,
+    ours: VideoSegmenter,
+    theirs: Callable[[Round], tuple[float, Round]],
+    frames: list[Tensor],
+    setting: Setting,
+) -> dict[str, Any]:
+    """Return what `compare` does; `theirs` gives its own seconds, and labels on any device."""
     ours = attach(ours, setting)
-    runs = {"ours": follow(ours, setting), "theirs": theirs}
+    runs: dict[str, Callable[[Round], tuple[float, Round]]]
+    runs = {"ours": partial(clocked, follow(ours, setting), is_cuda=setting.device == "cuda"), "theirs": theirs}
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
     pixels, differing, gap, period = 0, 0, 0.0, ours.period
     for index, frame in enumerate(rounds(frames, setting, setting.warmup + whole_intervals(ours, setting))):
         labels: dict[str, Round] = {}
         turn = (index + index // period) % 2  # key frames change who begins, too
         for side in ("ours", "theirs") if turn else ("theirs", "ours"):
-            spent, labels[side] = clocked(runs[side], frame, is_cuda=frame[0].is_cuda)
+            spent, found = runs[side](frame)
+            labels[side] = [map_.to(frame[0].device) for map_ in found]
             if index >= setting.warmup:
                 times[side].append(spent)
         pixels += sum(labels["ours"][stream].numel() for stream in range(setting.streams))

@@ -31,6 +31,7 @@ def evaluate(
     occlusion: bool = False,
     base: str | None = None,
     resize: Literal["exact", "align32"] | None = None,
+    alone: bool = False,
     per_class: bool = False,
     device: Device = "auto",
     backend: Backend = "torch",
@@ -57,6 +58,7 @@ def evaluate(
         occlusion: leave pixels that are hidden in the next frame out of TC.
         base: scale frames to fit these sides, such as 512x1024, before the model; labels keep their size.
         resize: then keep the size (exact, if nothing else is said), or stretch it to multiples of 32 (align32).
+        alone: begin anew with every frame, for data whose frames are too far apart to be a video.
         per_class: also show the IoU of every class; JSON always has it.
         device: where to run.
         backend: what runs the model; openvino and onnxruntime need steadyseg[export] and a CPU.
@@ -72,6 +74,7 @@ def evaluate(
     section = load(config).eval if config else EvalConfig()
     sizes: dict[str, Any] = {"base": read_size(base, "--base") if base else None, "resize": resize}
     section = replace(section, **{name: value for name, value in sizes.items() if value is not None})
+    section = replace(section, alone=alone or section.alone)
     entry = section.source if data is None else SourceConfig(source=data, split="val")
     place: dict[str, Any] = {"root": root, "split": split, "only": only}
     entry = replace(entry, **{name: value for name, value in place.items() if value is not None})
@@ -89,9 +92,10 @@ def evaluate(
             scores = engine.evaluate(network, source, scorers, config=section, on_frame=advance)
     about: dict[str, Any] = {"model": model, "method": method, "interval": interval, "options": options or None}
     about |= {"starts": section.starts, "backend": backend, "data": entry.source, "split": entry.split}
-    about |= {"only": entry.only, "base": section.base, "resize": section.resize, "scores": scores}
+    about |= {"only": entry.only, "base": section.base, "resize": section.resize, "alone": section.alone}
     classes = {name: value for scorer in scorers for name, value in _each_class(scorer, source.classes).items()}
-    report = {**about, "protocols": [scorer.protocol for scorer in scorers], "IoU": classes}
+    protocols = [scorer.protocol for scorer in scorers] + ["every frame alone, nothing remembered"] * section.alone
+    report = {**about, "scores": scores, "protocols": protocols, "IoU": classes}
     console.scores(report, per_class=per_class, as_json=json)
 
 
