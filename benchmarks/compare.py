@@ -205,6 +205,9 @@ def table(data: str, iterations: int, names: list[str]) -> str:
 
 
 def _cell(values: list[float]) -> str:
+    """Return mean and spread; nothing where a row has not been scored so."""
+    if not values:
+        return ""
     spread = f" ±{(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
     return f"{mean(values):.1f}{spread}"
 

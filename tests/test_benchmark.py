@@ -19,6 +19,7 @@ from steadyseg import allocator, benchmark, cli, models
 from steadyseg.benchmark import growth, host
 from steadyseg.benchmark.clock import summary
 from steadyseg.benchmark.parts import parts
+from steadyseg.benchmark.process import Process
 from steadyseg.benchmark.reference import TransformersProcess
 from steadyseg.benchmark.setting import rounds
 from steadyseg.benchmark.speed import label_gap
@@ -119,6 +120,18 @@ def test_a_fresh_process_measures_and_passes_errors_on() -> None:
         benchmark.apart(end_the_process, "segformer", TINY)
     if sys.platform == "linux":
         assert benchmark.apart(count_faults, "segformer", TINY)["faults"] < 1000  # of at least 80000 small pages
+
+
+def test_an_error_ends_what_runs_in_a_process() -> None:
+    with pytest.raises(KeyboardInterrupt), Process("ended") as process:
+        assert process(os.getpid) != os.getpid()
+        process._line.send((time.sleep, (600,)))
+        raise KeyboardInterrupt
+    assert process._process.exitcode is not None
+    with Process("ended") as process, pytest.raises(ZeroDivisionError) as caught:
+        process(divmod, 1, 0)
+    assert "divmod" not in str(caught.value) and "in its process" in caught.value.__notes__[0]
+    assert process._process.exitcode == 0
 
 
 def test_the_reference_runs_as_in_a_plain_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import traceback
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from typing import Any, Self, TypeVar
 
 from steadyseg.types import SteadysegError
@@ -20,20 +20,29 @@ class EndedError(SteadysegError):
 class Process:
     """A process that runs functions of this package for another, one at a time, until the end of the with-block.
 
+    Where the block ends in an error, or the program in a signal, the process does not finish what it is at.
+
     Args:
         ended: the message if it ends by itself.
         first: what it does before all else.
     """
 
     def __init__(self, ended: str, first: Callable[[], None] | None = None) -> None:
+        context = multiprocessing.get_context("spawn")
         self._ended = ended
-        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=first)
+        self._line, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, first))
+        self._process.start()
+        theirs.close()  # else this end would never see that the other is gone
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._process.kill()
+        self._line.close()
+        self._process.join()
 
     def __call__(self, function: Callable[..., T], *inputs: Any) -> T:
         """Return what `function` returns there, or raise what it raises.
@@ -42,6 +51,27 @@ class Process:
             EndedError: if the process ends without a result.
         """
         try:
-            return self._pool.submit(function, *inputs).result()
-        except BrokenProcessPool:
+            self._line.send((function, inputs))
+            result, error = self._line.recv()
+        except (EOFError, ConnectionError):
             raise EndedError(self._ended) from None
+        if error is not None:
+            raise error
+        return result
+
+
+def _serve(line: Connection, first: Callable[[], None] | None) -> None:
+    """Answer calls until nobody is there to ask."""
+    if first is not None:
+        first()
+    while True:
+        try:
+            function, inputs = line.recv()
+        except EOFError:
+            return
+        try:
+            answer: tuple[Any, Exception | None] = (function(*inputs), None)
+        except Exception as error:
+            error.add_note(f"in its process:\n{''.join(traceback.format_exception(error))}")
+            answer = (None, error)
+        line.send(answer)

@@ -42,33 +42,42 @@ class TransformersProcess:
     """transformers' SegFormer in a process of its own, frame by frame on demand, set up as a plain Python program is.
 
     Nothing is set there that the command line sets for a whole process (see steadyseg.allocator), as nothing would be
-    where people run it. Threads and the environment are those of this process.
+    where people run it. Where the environment says what to do with freed memory, that holds for both.
 
     Args:
         setting: backbone, size, classes, device, precision, threads and seed.
         frame: uint8 [3, H, W], by which the classifier is set.
-        folder: where its weights are saved.
+        folder: where its weights are saved, when the with-block begins.
 
     Raises:
         ConfigError: if the package is missing, or has no such backbone.
-        EndedError: if the process ends, here or in a later call.
+        EndedError: if the process ends in the with-block.
     """
 
     def __init__(self, setting: Setting, frame: Tensor, folder: Path) -> None:
         check_transformers(setting.backbone)
-        self._process = Process("the process of transformers' SegFormer ended, as when memory runs out")
-        self._process(_begin, setting, frame.cpu().numpy(), folder)
+        self._inputs = (setting, frame.cpu().numpy(), folder)
+
+    def __enter__(self) -> Self:
+        size = "x".join(str(side) for side in self._inputs[0].size)
+        self._process = Process(
+            f"the process of transformers' SegFormer ended, as when memory runs out; frames are {size}, "
+            f"{self._inputs[0].streams} at a time: take smaller or fewer ones"
+        )
+        try:
+            self._process(_begin, *self._inputs)
+        except BaseException as error:
+            self._process.__exit__(type(error))
+            raise
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._process.__exit__(*error)
 
     def __call__(self, frames: Round) -> tuple[float, Round]:
         """frames uint8 [3, H, W] -> the seconds that it took there, and labels uint8 [H, W]."""
         spent, labels = self._process(_answer, torch.stack(frames).cpu().numpy())
         return spent, list(torch.from_numpy(labels))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._process.__exit__(*error)
 
 
 _there: Callable[[np.ndarray], tuple[float, np.ndarray]]

@@ -90,6 +90,10 @@ def compare(name: str, setting: Setting) -> dict[str, Any]:
         methods without key frames; and, where labels are compared, "pixels", how many, "differing", how many of them
         have another label, and for segformer "gap": by how much the scores of the two labels differ there at most,
         relative to the largest score; rounding alone gives about 1e-6.
+
+    Raises:
+        ConfigError: as `measure`, or if transformers is missing or has no such backbone.
+        EndedError: if the process of transformers' SegFormer ends.
     """
     prepare(setting)
     frames = street(setting)
