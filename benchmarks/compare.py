@@ -171,7 +171,9 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
     found = json.loads(path.read_text()) if path.is_file() else {}
     found |= {"row": name, "seed": arguments.seed, "trained": row.run, "method": row.method, "options": row.options}
     if "score" in parts:
-        found["scores"] = {split: scores(run, row, how) for split, how in SCORED[data].items()}
+        splits = arguments.splits.split(",") if arguments.splits else SCORED[data]
+        new = {split: scores(run, row, SCORED[data][split]) for split in splits}
+        found["scores"] = found.get("scores", {}) | new
         found["parameters"] = sum(parameter.numel() for parameter in load_model(run, method=row.method).parameters())
     if "speed" in parts:
         source = open_source(next(iter(SCORED[data].values())).source)
@@ -219,6 +221,7 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", choices=[*ROWS, []], help="rows of the table; none for all of the group")
     parser.add_argument("--group", choices=GROUPS, default="methods")
     parser.add_argument("--parts", default="train,score,speed", help="any of train, score, speed, with commas")
+    parser.add_argument("--splits", help="what is scored, such as 'val,test alone'; all of the data set if not given")
     parser.add_argument("--iterations", type=int, help="steps of each training; the recipe's if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--frames", type=int, default=60, help="timed frames")
@@ -226,6 +229,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only show the table")
     arguments = parser.parse_args()
     names = arguments.rows or GROUPS[arguments.group]
+    if unknown := set(filter(None, (arguments.splits or "").split(","))) - SCORED[arguments.data].keys():
+        parser.error(f"--splits has {sorted(unknown)}; expected some of {', '.join(SCORED[arguments.data])}")
     if not arguments.table:
         for name in names:
             measure(name, arguments)
