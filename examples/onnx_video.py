@@ -97,6 +97,7 @@ def main(folder: str, source: str, target: str) -> None:
                 written.mux(encoder.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
             written.mux(encoder.encode(None))
         part.replace(target)
+        print(target)  # noqa: T201
     finally:
         part.unlink(missing_ok=True)
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from steadyseg import cli, models
+from steadyseg import cli, config, models
 from steadyseg.data.source import VideoSource
 from steadyseg.data.streets import StreetsSource
 from steadyseg.engine import evaluate as evaluation
@@ -283,10 +283,22 @@ def test_data_check_finds_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     assert "label value" in text and "1.png" in text and "3 findings" in text
 
 
-def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_commands_of_two_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["data", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "data check" in text and "data render" in text and "predict" not in text
+
+
+def test_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is cut, however narrow the terminal."""
+    monkeypatch.setenv("COLUMNS", "40")
     assert cli.main(["list"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in ("sdcpc", "mit_b5", "camvid", "smoke_streets"))
+    assert all(any(line.startswith(name) for line in text.splitlines()) for name in config.names())
+    assert "mIoU 43.7 wIoU 63.7 mVC8 87.7 mVC16 83.2" in text
+    assert cli.main(["list", "--costs"]) == 0
+    assert "24.8    24.8     21.4         22.9     one frame" in capsys.readouterr().out
 
 
 def test_benchmark_shows_and_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -355,6 +367,8 @@ def test_outputs_that_cannot_be(fails: Callable[..., str], weights: str, clip: P
     there.write_bytes(b"mine")
     call = ["predict", clip, "--model", weights, "-o"]
     assert "--overwrite" in fails(2, *call, there)
+    assert "--overwrite" in fails(2, *call[:2], "--model", "not looked at before", "-o", there)
+    assert "name of a video" in fails(2, *call, tmp_path / "a.mp4", "--format", "labels")
     assert "is the input itself" in fails(2, *call, clip, "--overwrite")
     assert "no folder" in fails(2, *call, tmp_path / "no" / "out.mp4")
     assert "ending" in fails(2, *call, tmp_path / "out.txt")

@@ -47,6 +47,9 @@ def run(argv: Sequence[str]) -> int:
     if argv[0] == "--version":
         console.line(f"steadyseg {steadyseg.__version__}")
         return 0
+    if argv[1:2] in (["-h"], ["--help"]) and (group := _group(argv[0])):
+        console.line(usage(f"{argv[0]} is the first word of several commands.", group))
+        return 0
     name, rest = select(COMMANDS, argv)
     if "-h" in rest or "--help" in rest:
         console.line(build_parser(name, COMMANDS[name]).format_help())
@@ -54,6 +57,10 @@ def run(argv: Sequence[str]) -> int:
     positional, options = parse(name, COMMANDS[name], rest)
     logging.getLogger("steadyseg").addHandler(_WARNINGS)
     return COMMANDS[name](*positional, **options) or 0
+
+
+def _group(word: str) -> dict[str, Callable[..., int | None]]:
+    return {name: command for name, command in COMMANDS.items() if name.startswith(f"{word} ")}
 
 
 def _end(number: int, frame: object) -> None:

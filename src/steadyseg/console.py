@@ -78,29 +78,44 @@ def scores(report: dict[str, Any], *, per_class: bool, as_json: bool) -> None:
         line(protocol)
 
 
-def configs(experiments: Sequence[tuple[str, Any]], costs: Mapping[str, Any]) -> None:
-    """Show every config with the numbers that its paper prints, and the parameters and multiply-adds counted here.
+def configs(experiments: Sequence[tuple[str, Any]]) -> None:
+    """Show every config with the scores that its paper prints."""
+    rows = []
+    for name, experiment in experiments:
+        scores = (f"{key} {value:g}" for key, value in experiment.published.items() if key not in _COSTS)
+        rows.append((name, " ".join(scores)))
+    _lines(("config", "published, %"), rows)
+
+
+def costs(experiments: Sequence[tuple[str, Any]], counted: Mapping[str, Any]) -> None:
+    """Show the parameters and multiply-adds of every config, as its paper prints them and as counted here.
 
     Args:
         experiments: names and what they hold.
-        costs: what was counted, by name.
+        counted: what was counted, by name.
     """
-    rows = table("config", "published, %", "M par.", "printed", "G mult-adds", "printed", "for")
+    rows = []
     for name, experiment in experiments:
-        printed, ours = experiment.published, costs.get(name, {})
-        rows.add_row(
-            name,
-            " ".join(f"{key} {value:g}" for key, value in printed.items() if key not in _COSTS),
-            f"{ours['parameters'] / 1e6:.1f}" if ours else "",
-            f"{printed['params_m']:g}" if "params_m" in printed else "",
-            f"{ours['multiply_adds'] / 1e9:.1f}" if ours else "",
-            f"{printed['gflops']:g}" if "gflops" in printed else "",
-            _OF[ours["of"]] if ours else "",
+        printed, ours = experiment.published, counted.get(name, {})
+        rows.append(
+            (
+                name,
+                f"{ours['parameters'] / 1e6:.1f}" if ours else "",
+                f"{printed['params_m']:g}" if "params_m" in printed else "",
+                f"{ours['multiply_adds'] / 1e9:.1f}" if ours else "",
+                f"{printed['gflops']:g}" if "gflops" in printed else "",
+                _OF[ours["of"]] if ours else "",
+            )
         )
-    for column in rows.columns:
-        column.no_wrap = True
-    out.print(rows, width=max(out.width, 140), crop=False)  # a terminal breaks long lines better than a table its cells
+    _lines(("config", "M par.", "printed", "G mult-adds", "printed", "for"), rows)
     line("Multiply-adds: at the test size, as papers count them (benchmarks/README.md). The config names its table.")
+
+
+def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Show columns as wide as what is in them; a narrow terminal breaks lines, but nothing is cut."""
+    widths = [max(len(row[place]) for row in (head, *rows)) for place in range(len(head))]
+    for row in (head, *rows):
+        line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def exported(batch: int | None, differences: Iterable[Any]) -> None:

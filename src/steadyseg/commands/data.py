@@ -31,7 +31,9 @@ def data_check(source: str, *, root: str | None = None, split: str = "train") ->
         for finding in findings:
             rows.add_row(finding.kind, escape(finding.file), escape(finding.text))
         console.out.print(rows)
-    console.line(f"{source} {split}: {len(found.names)} videos, {stored} frames looked at, {len(findings)} findings")
+    counts = ((len(found.names), "video"), (stored, "frame"), (len(findings), "finding"))
+    videos, frames, wrong = (f"{count} {noun}{'s' * (count != 1)}" for count, noun in counts)
+    console.line(f"{source} {split}: {videos}, {frames} looked at, {wrong}")
     return 1 if findings else 0
 
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 from steadyseg import console
 
 
-def list_names() -> None:
-    """List methods, backbones, weights, and configs: what was published, and what we count for the same row."""
+def list_names(*, costs: bool = False) -> None:
+    """List methods, backbones, data, weights and configs.
+
+    Args:
+        costs: instead of the scores that were published for each config, show its parameters and multiply-adds, as
+            published and as counted here.
+    """
     from steadyseg import backbones, config, data, models
     from steadyseg.engine import checkpoint
 
@@ -15,14 +20,14 @@ def list_names() -> None:
         model = checkpoint.load_model(name)
         millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         shipped.append(f"{name} ({millions:.2f} M parameters, {model.num_classes} classes)")
-    table = console.table("kind", "names")
-    for kind, names in {
-        "methods": models.names(),
-        "backbones": backbones.names(),
-        "data": data.names(),
-        "weights": shipped,
-    }.items():
-        table.add_row(kind, ", ".join(names))
-    console.out.print(table)
+    console.line(f"methods    {', '.join(models.names())}")
+    console.line(f"backbones  {', '.join(backbones.names())}")
+    console.line(f"data       {', '.join(data.names())}")
+    for number, text in enumerate(shipped):
+        console.line(f"{'' if number else 'weights':<11}{text}")
     console.line("")
-    console.configs([(name, config.load(name)) for name in config.names()], config.costs())
+    experiments = [(name, config.load(name)) for name in config.names()]
+    if costs:
+        console.costs(experiments, config.costs())
+    else:
+        console.configs(experiments)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from steadyseg.engine.predict import PredictConfig
     from steadyseg.models.base import VideoSegmenter
 
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+"""Endings that only a video has."""
+
 
 def predict(
     *videos: str,
@@ -65,7 +68,7 @@ def predict(
     if streams < 1:
         raise UsageError(f"predict: --streams is {streams}; expected at least 1")
     from steadyseg.engine.predict import PredictConfig, looks_ahead
-    from steadyseg.video import probe
+    from steadyseg.video.output import Output
 
     config = PredictConfig(
         format=format,
@@ -79,11 +82,14 @@ def predict(
         overwrite=overwrite,
     )
     changes = merged_options(interval, options)
-    counts = [probe(video).frames for video in videos]
-    if max_frames:
-        counts = [min(count or max_frames, max_frames) for count in counts]
+    counts = [_count(video, max_frames) for video in videos]
     targets = _targets(videos, Path(out), "" if format == "labels" else ".mp4")
-    network = load_network(model or shipped_weights(method), device, method, changes, backend)
+    for target, video in zip(targets, videos, strict=True):
+        Output(target, source=Path(video), overwrite=overwrite)  # a name that cannot be is found before the work
+    chosen = model or shipped_weights(method)
+    if method and not model:
+        console.error(f"--method {method} runs the weights {chosen}")
+    network = load_network(chosen, device, method, changes, backend)
     if look_ahead and not looks_ahead(network):
         console.error("warning: --look-ahead changes nothing: this method never reads later frames")
     pairs = dict(zip(targets, videos, strict=True))
@@ -118,8 +124,18 @@ def _together(
         predict_together(network, pairs, streams=streams, config=config, on_frame=advance)
 
 
+def _count(video: str, most: int | None) -> int | None:
+    """Return how many frames of a video will be segmented, None if that is not known before."""
+    from steadyseg.video import probe
+
+    known = probe(video).frames
+    return min(known or most, most) if most else known
+
+
 def _targets(videos: Sequence[str], out: Path, suffix: str) -> list[Path]:
     """Return the output of each video; several videos, or an existing folder of videos, give files named alike."""
+    if not suffix and out.suffix in VIDEOS:
+        raise UsageError(f"predict: --format labels writes a folder of PNG images; {out} is the name of a video")
     if len(videos) == 1 and not (suffix and out.is_dir()):
         return [out]
     if out.suffix and not out.is_dir():

@@ -81,14 +81,14 @@ def open_source(config: SourceConfig) -> VideoSource:
         source = kind(split=config.split, size=config.size, length=config.length, videos=config.videos)
     else:
         source = kind(_root(config), config.split)
-    return source if config.only is None else _select(source, config.only)
+    return source if config.only is None else _select(source, config.split, config.only)
 
 
-def _select(source: VideoSource, only: str) -> VideoSource:
+def _select(source: VideoSource, split: str, only: str) -> VideoSource:
     chosen = tuple(name for name in source.names if fnmatchcase(name, only))
     if not chosen:
         shown = ", ".join(source.names[:8]) + (" and others" if len(source.names) > 8 else "")
-        raise ConfigError(f"no video matches '{only}'; expected a pattern for names such as {shown}")
+        raise ConfigError(f"no video of split '{split}' matches '{only}'; expected a pattern for names such as {shown}")
     source.names = chosen
     return source
 

@@ -5,6 +5,7 @@ No file is trusted: pickles are read without running code, and every key must be
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -278,10 +279,9 @@ def _locate(path: str | Path) -> Path:
     if name in names():
         return FOLDER / f"{name}.safetensors"
     if place.suffix in (".safetensors", *PICKLES) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
-        shipped = ", ".join(names()) or "none"
-        raise CheckpointError(
-            f"no weights '{name}': neither a file, a folder, a shipped name ({shipped}) nor owner/name"
-        )
+        close = difflib.get_close_matches(name, names(), n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"shipped are {', '.join(names()) or 'none'}"
+        raise CheckpointError(f"no weights '{name}': neither a file, a folder, a shipped name nor owner/name; {hint}")
     patterns = ["config.json", "model.safetensors", "pytorch_model.bin"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))

@@ -27,10 +27,12 @@ class Bar:
             disable=not self.console.is_terminal,
         )
         self.task: TaskID = self.bar.add_task("", total=total, completed=done, pace="")
-        self.begun, self.first = time.monotonic(), done
+        self.begun, self.first, self.is_complete = time.monotonic(), done, done >= total
 
     def __enter__(self) -> Bar:
         self.bar.start()
+        if self.first:
+            self.say("the run is finished" if self.is_complete else f"going on after step {self.first}")
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -88,6 +88,7 @@ def train(experiment: Experiment, out: Path, *, resume: bool = False) -> Path:
         InterruptError: after a signal.
     """
     config = experiment.train
+    _warn_of_warmup(config)
     sources = _open(experiment.data)  # first, so that missing data starts no processes
     scored = open_source(experiment.eval.source) if config.eval_every else None
     fabric = _launch(config)
@@ -174,6 +175,12 @@ def _launch(config: TrainConfig) -> Fabric:
         raise ConfigError(f"train: cannot run on {wish}: {' '.join(str(error).split())}") from error
     fabric.launch()
     return fabric
+
+
+def _warn_of_warmup(config: TrainConfig) -> None:
+    if config.time_budget is None and config.warmup >= config.iterations:
+        known, steps = f"{config.warmup} of {config.iterations} steps", max(config.iterations // 10, 1)
+        _LOG.warning("warm-up takes %s, so the learning rate stays low; try train.warmup=%d", known, steps)
 
 
 def _agree(fabric: Fabric, check: Callable[[], str | None]) -> None:

@@ -130,7 +130,8 @@ class VideoSegmenter(nn.Module, ABC):
         Raises:
             ConfigError: if this method has weights that a SegFormer lacks.
         """
-        raise ConfigError(f"{cls.__name__} has weights that a SegFormer lacks; train it: steadyseg train")
+        name = cls.__module__.rpartition(".")[2]
+        raise ConfigError(f"{name} has weights that a SegFormer lacks: train it by one of its configs (steadyseg list)")
 
     def normalize(self, frame: Tensor) -> Tensor:
         """Turn uint8 [B, 3, H, W] RGB into the network's float input; the only place that knows mean and std.
