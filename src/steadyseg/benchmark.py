@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
@@ -41,10 +41,11 @@ from steadyseg.engine.checkpoint import load_model
 from steadyseg.engine.stream import Stream, to_labels
 from steadyseg.models import method
 from steadyseg.models.base import MEAN, STD, VideoSegmenter
+from steadyseg.quantisation import attach_int8
 from steadyseg.types import ConfigError, Frame
 from steadyseg.video import Overlay, Writer, probe, read
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Against = Literal["transformers", "clip"]
 """The transformers library's SegFormer of the same backbone, or the method itself with nothing remembered."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -61,7 +62,7 @@ class Setting:
     classes: int = 124
     """K."""
     precision: Precision = "fp32"
-    """bf16 and fp16 run under autocast."""
+    """bf16 and fp16 run under autocast; int8 takes a backend with integers, their ranges from the frames."""
     device: str = "cpu"
     """cpu or cuda."""
     backend: Backend = "torch"
@@ -98,7 +99,7 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
     """
     _prepare(setting)
     frames = _frames(setting)
-    model = _attach(_build(name, setting, frames[0]), setting)
+    model = _attach(_build(name, setting, frames[0]), setting, frames)
     run = _stream(model, setting)
     for frame in pingpong(frames, setting.warmup):
         run(frame)
@@ -144,7 +145,7 @@ def compare(name: str, setting: Setting) -> dict[str, Any]:
         theirs, saved = _transformers(setting, frames[0])
         with saved as folder:
             ours = load_model(folder, setting.device) if name == "segformer" else _build(name, setting, frames[0])
-    ours = _attach(ours, setting)
+    ours = _attach(ours, setting, frames)
     runs = {"ours": _stream(ours, setting), "theirs": theirs}
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
     pixels, differing, gap = 0, 0, 0.0
@@ -205,7 +206,8 @@ def stages(name: str, setting: Setting, *, video: str | Path) -> dict[str, Any]:
         DataError: if the video cannot be read.
     """
     _prepare(setting)
-    model = _attach(load_model(name, setting.device, options=dict(setting.options)), setting)
+    first = [frame.image for frame in islice(read(video), BLOCK)]
+    model = _attach(load_model(name, setting.device, options=dict(setting.options)), setting, first)
     with tempfile.TemporaryDirectory() as folder, _autocast(setting):
         times = _stage_times(model, setting, video, Path(folder) / "stages.mp4")
         whole = _predict_times(model, setting, video, Path(folder) / "predict.mp4")
@@ -343,8 +345,12 @@ def _build(name: str, setting: Setting, frame: Tensor) -> VideoSegmenter:
     return model.train().eval()  # merged weights are computed anew
 
 
-def _attach(model: VideoSegmenter, setting: Setting) -> VideoSegmenter:
-    return attach(model, setting.backend, precision=setting.precision)
+def _attach(model: VideoSegmenter, setting: Setting, frames: Sequence[Tensor]) -> VideoSegmenter:
+    """Have a model run as the setting says; frames uint8 [3, H, W] set the ranges of 8-bit integers."""
+    if setting.precision != "int8":
+        return attach(model, setting.backend, precision=setting.precision)
+    enough = pingpong(frames, max(BLOCK, 2 * model.period + 1))
+    return attach_int8(model, setting.backend, [frame[None] for frame in enough])
 
 
 def _stream(model: VideoSegmenter, setting: Setting) -> Callable[[Tensor], Tensor]:
@@ -405,7 +411,7 @@ def _transformers(setting: Setting, frame: Tensor) -> tuple[Callable[[Tensor], T
 
 
 def _autocast(setting: Setting) -> AbstractContextManager[Any]:
-    if setting.precision == "fp32":
+    if setting.precision not in DTYPES:
         return nullcontext()
     return torch.autocast(setting.device, DTYPES[setting.precision])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -16,20 +16,23 @@ from torch.export import Dim
 from torch.onnx import OnnxExporterError
 
 import steadyseg
-from steadyseg.backends import Session, needs, open_onnxruntime, open_openvino, trace
-from steadyseg.config import options_to_dict
+from steadyseg.backends import needs, trace
 from steadyseg.engine.stream import to_labels
+from steadyseg.exported import ABOUT, Files, identity
 from steadyseg.models.base import Backend, Graph, VideoSegmenter
+from steadyseg.quantisation import quantise, record
 from steadyseg.types import ConfigError, DataError
-from steadyseg.video import read
+from steadyseg.video import probe, read
 from steadyseg.video.output import Output, naming
 
 Format = Literal["onnx", "openvino"]
 SUFFIXES = {"onnx": (".onnx",), "openvino": (".xml", ".bin")}
-ABOUT = "steadyseg.json"
-"""The file that says what the others are."""
 TOLERANCE = 1e-4
-"""Largest difference of a score, relative to the largest score of its frame."""
+"""Largest difference of a score in fp32, relative to the largest score of its frame."""
+AGREEMENT = 0.5
+"""Smallest part of the labels that graphs in 8-bit integers have in common with torch."""
+SAMPLES = 16
+"""Frames that set the ranges of 8-bit integers; more where a method needs more to run all of its graphs."""
 EXAMPLE = (96, 160)
 """Size of the frames with which a graph of any size is traced."""
 CHECKED = (101, 150)
@@ -68,6 +71,7 @@ def export(
     format: Format = "onnx",
     size: tuple[int, int] | None,
     video: str | Path | None = None,
+    int8: str | Path | None = None,
     overwrite: bool = False,
     on_graph: Callable[[], None] | None = None,
 ) -> Report:
@@ -79,6 +83,8 @@ def export(
         format: ONNX, or OpenVINO's own.
         size: height and width of a frame; None for any.
         video: whose first frames the check streams, beside random ones.
+        int8: a video whose frames set the ranges of 8-bit integers, in which the graphs then compute; the check streams
+            its first frames in place of random ones. None for fp32.
         overwrite: whether an existing folder of exported graphs may be replaced.
         on_graph: called after every graph, for progress.
 
@@ -87,7 +93,8 @@ def export(
 
     Raises:
         ConfigError: if a library is missing, the output cannot be written, or the method has no graph of any size.
-        DataError: if the graphs do not compute the same, or the video cannot be read.
+        DataError: if the graphs do not compute the same (in 8-bit integers: if most labels differ), or a video cannot
+            be read or is too short.
         ShapeError: if frames of this size are too small for the model.
     """
     needs("onnx")
@@ -96,19 +103,19 @@ def export(
     output.open_folder(*SUFFIXES[format], ".json")
     try:
         batch, graphs = _free_batch(model, size, on_graph)
-        about = _about(model, size, batch)
+        about = {**_about(model, size, batch), "precision": "fp32" if int8 is None else "int8"}
+        if int8 is not None:
+            graphs = _quantised(model, graphs, size, int8)
         files = _write(graphs, about, output.part, format)
         with naming(output.path):
             text = json.dumps({**about, "graphs": files}, indent=1)
             (output.part / ABOUT).write_text(f"{text}\n", encoding="utf-8")
-        differences = tuple(_differences(model, output.part, files, _videos(model, size or CHECKED, batch, video)))
+        videos = _videos(model, size or CHECKED, batch, [entry for entry in (int8, video) if entry is not None])
+        if int8 is not None:
+            del videos["random"]  # noise lies far outside of the ranges
+        differences = tuple(_differences(model, output.part, files, videos))
         for difference in differences:
-            if not difference.scores <= TOLERANCE:
-                raise DataError(
-                    f"in {difference.runtime} the exported graphs differ from torch by {difference.scores:.1e} of the "
-                    f"largest score ({difference.frames} frames); expected at most {TOLERANCE:.0e}, so {out} is not "
-                    "written: try another --size or --format"
-                )
+            _check(difference, out, is_exact=int8 is None)
         output.commit()
     finally:
         output.discard()
@@ -140,6 +147,26 @@ def _free_batch(
                 f"{name} with these options has no graph for any size; give one: --size 480x853"
             ) from error
         raise
+
+
+def _quantised(
+    model: VideoSegmenter, graphs: Mapping[str, Any], size: tuple[int, int] | None, video: str | Path
+) -> dict[str, Any]:
+    """Turn graphs into those of 8-bit integers, with the ranges that frames spread over a video set.
+
+    Raises:
+        DataError: if the video cannot be read, or is too short to run all graphs.
+    """
+    count = max(SAMPLES, 2 * model.period + 1)
+    step = max((probe(video).frames or count) // count, 1)
+    frames = [frame.image[None] for frame in islice(read(video), 0, step * count, step)]  # each [1, 3, H, W]
+    calls = record(model, (_resized(frame, size) for frame in frames))
+    for name in graphs:
+        if name not in calls:
+            raise DataError(
+                f"the graph '{name}' never runs on the {len(frames)} frames of {video}: give --int8 a longer video"
+            )
+    return {name: quantise(graph, calls[name].inputs) for name, graph in graphs.items()}
 
 
 def _trace_all(
@@ -202,9 +229,7 @@ def _about(model: VideoSegmenter, size: tuple[int, int] | None, batch: int | Non
     """What a program needs to know to run the graphs as `step` does."""
     return {
         "version": steadyseg.__version__,
-        "method": type(model).__module__.rpartition(".")[2],
-        "config": options_to_dict(model.config),
-        "classes": model.classes,
+        **identity(model),
         "palette": model.palette,
         "size": size,
         "batch": batch,
@@ -234,30 +259,23 @@ def _layout(value: Any) -> Any:
 # ---- the check ---------------------------------------------------------------------------------------------------
 
 
-class Files:
-    """A backend that runs the graphs of a folder."""
-
-    def __init__(self, folder: Path, files: Mapping[str, Mapping[str, Any]], runtime: str) -> None:
-        start = open_openvino if runtime == "openvino" else open_onnxruntime
-        self.sessions: dict[str, Session] = {name: start(str(folder / entry["file"])) for name, entry in files.items()}
-
-    def __call__(self, name: str, function: Callable[..., Any], *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Run a graph; see models.base.Backend."""
-        return self.sessions[name](*tensors)
-
-
 def _videos(
-    model: VideoSegmenter, size: tuple[int, int], batch: int | None, video: str | Path | None
+    model: VideoSegmenter, size: tuple[int, int], batch: int | None, sources: Iterable[str | Path]
 ) -> dict[str, Tensor]:
-    """What is streamed in the check: random frames and the first ones of a video, each uint8 [T, B, 3, H, W]."""
+    """What is streamed in the check: random frames and the first ones of videos, each uint8 [T, B, 3, H, W]."""
     count = max(9, 2 * model.period + 1)
     videos = {"random": _random(count, (batch or 2, 3, *size))}
-    if video is not None:
-        real = torch.stack([frame.image for frame in islice(read(video), count)])  # [T, 3, H, W]
-        if real.shape[2:] != size:
-            real = F.interpolate(real.float(), size=size, mode="area").round().to(torch.uint8)
-        videos[str(video)] = real[:, None].repeat(1, batch or 1, 1, 1, 1)  # [T, B, 3, H, W]
+    for source in sources:
+        real = _resized(torch.stack([frame.image for frame in islice(read(source), count)]), size)  # [T, 3, H, W]
+        videos[str(source)] = real[:, None].repeat(1, batch or 1, 1, 1, 1)  # [T, B, 3, H, W]
     return videos
+
+
+def _resized(frames: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Average uint8 [T, 3, H, W] to a size; None keeps theirs."""
+    if size in (None, tuple(frames.shape[2:])):
+        return frames
+    return F.interpolate(frames.float(), size=size, mode="area").round().to(torch.uint8)
 
 
 def _differences(
@@ -270,6 +288,27 @@ def _differences(
         backend = Files(folder, files, runtime)
         for name, frames in videos.items():
             yield Difference(runtime, name, len(frames), *_compare(model, backend, frames))
+
+
+def _check(difference: Difference, out: Path, *, is_exact: bool) -> None:
+    """Refuse graphs that do not compute what torch does.
+
+    Raises:
+        DataError: if scores differ, or, where they need not be exact, most labels.
+    """
+    if is_exact and not difference.scores <= TOLERANCE:
+        raise DataError(
+            f"in {difference.runtime} the exported graphs differ from torch by {difference.scores:.1e} of the "
+            f"largest score ({difference.frames} frames); expected at most {TOLERANCE:.0e}, so {out} is not "
+            "written: try another --size or --format"
+        )
+    agreement = 1 - difference.labels / difference.pixels
+    if agreement < AGREEMENT:
+        raise DataError(
+            f"in {difference.runtime} the exported graphs give {100 * agreement:.1f} % of torch's labels "
+            f"({difference.frames}); expected at least {100 * AGREEMENT:.0f} %, so {out} is not written: give --int8 a "
+            "video like those to be segmented"
+        )
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ def benchmark(
     options: str = "",
     size: str = "480x853",
     classes: int = 124,
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32",
     device: Device = "cpu",
     backend: Backend = "torch",
     frames: int = 200,
@@ -41,7 +41,7 @@ def benchmark(
         options: other changes of the methods' options, such as "msda=off".
         size: height x width of a frame.
         classes: number of classes.
-        precision: arithmetic of the forward pass.
+        precision: arithmetic of the forward pass; int8 needs backend openvino or onnxruntime.
         device: where to run.
         backend: what runs the methods, but not what they are compared with; openvino and onnxruntime need
             steadyseg[export] and a CPU.

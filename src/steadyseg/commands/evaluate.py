@@ -8,7 +8,15 @@ from typing import Any, Literal
 
 from steadyseg import console
 from steadyseg.arguments import UsageError
-from steadyseg.commands.choices import Backend, Device, load_network, merged_options, read_size
+from steadyseg.commands.choices import (
+    Backend,
+    Device,
+    Precision,
+    autocast,
+    load_network,
+    merged_options,
+    read_size,
+)
 
 
 def evaluate(
@@ -34,6 +42,8 @@ def evaluate(
     per_class: bool = False,
     device: Device = "auto",
     backend: Backend = "torch",
+    graphs: str | None = None,
+    precision: Precision = "fp32",
     json: bool = False,
 ) -> None:
     """Score a model on a data set.
@@ -60,6 +70,8 @@ def evaluate(
         per_class: also show the IoU of every class; JSON always has it.
         device: where to run.
         backend: what runs the model; openvino and onnxruntime need steadyseg[export] and a CPU.
+        graphs: a folder that steadyseg export wrote for this model, which openvino or onnxruntime then run.
+        precision: arithmetic of the forward pass; of exported graphs in 8-bit integers, that of the rest.
         json: print one JSON document.
     """
     from steadyseg import metrics as scoring
@@ -85,11 +97,14 @@ def evaluate(
     frames = len(section.starts) * sum(map(source.length, source.names))
     with console.progress(f"{entry.source} {entry.split}", frames) as advance:
         for start in section.starts:
-            network = load_network(model, device, method, {**changes, "start": start} if start else changes, backend)
-            scores = engine.evaluate(network, source, scorers, config=section, on_frame=advance)
+            started = {**changes, "start": start} if start else changes
+            network = load_network(model, device, method, started, backend, graphs, precision)
+            with autocast(network, precision):
+                scores = engine.evaluate(network, source, scorers, config=section, on_frame=advance)
     about: dict[str, Any] = {"model": model, "method": method, "interval": interval, "options": options or None}
-    about |= {"starts": section.starts, "backend": backend, "data": entry.source, "split": entry.split}
-    about |= {"only": entry.only, "base": section.base, "resize": section.resize, "scores": scores}
+    about |= {"starts": section.starts, "backend": backend, "graphs": graphs, "precision": precision}
+    about |= {"data": entry.source, "split": entry.split, "only": entry.only}
+    about |= {"base": section.base, "resize": section.resize, "scores": scores}
     classes = {name: value for scorer in scorers for name, value in _each_class(scorer, source.classes).items()}
     report = {**about, "protocols": [scorer.protocol for scorer in scorers], "IoU": classes}
     console.scores(report, per_class=per_class, as_json=json)

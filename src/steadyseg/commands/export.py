@@ -19,6 +19,7 @@ def export(
     format: Literal["onnx", "openvino"] = "onnx",
     size: str = "480x853",
     video: str | None = None,
+    int8: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a model as ONNX or OpenVINO files, one a graph, and check that they compute the same.
@@ -32,6 +33,8 @@ def export(
         format: of the files.
         size: height x width of a frame, or dynamic.
         video: also check on the first frames of this video.
+        int8: compute in 8-bit integers, whose ranges this video, folder of images or glob sets; it should look like the
+            videos to be segmented.
         overwrite: replace an existing folder of exported graphs.
     """
     from steadyseg import export as exporting
@@ -39,7 +42,9 @@ def export(
     wanted = None if size == "dynamic" else read_size(size, "--size")
     network = load_network(model, "cpu", method, merged_options(interval, options))
     with console.err.status("exporting"):
-        report = exporting.export(network, Path(out), format=format, size=wanted, video=video, overwrite=overwrite)
+        report = exporting.export(
+            network, Path(out), format=format, size=wanted, video=video, int8=int8, overwrite=overwrite
+        )
     for file in report.files:
         console.line(str(Path(out) / file))
     console.exported(report.batch, report.differences)

@@ -34,6 +34,7 @@ def predict(
     overwrite: bool = False,
     device: Device = "auto",
     backend: Backend = "torch",
+    graphs: str | None = None,
 ) -> None:
     """Segment videos.
 
@@ -57,6 +58,7 @@ def predict(
         overwrite: replace an existing output.
         device: where to run.
         backend: what runs the model; openvino and onnxruntime need steadyseg[export] and a CPU.
+        graphs: a folder that steadyseg export wrote for this model, which openvino or onnxruntime then run.
     """
     if not videos:
         raise UsageError("predict: no video given; expected steadyseg predict VIDEO -o OUT")
@@ -83,7 +85,7 @@ def predict(
     if max_frames:
         counts = [min(count or max_frames, max_frames) for count in counts]
     targets = _targets(videos, Path(out), "" if format == "labels" else ".mp4")
-    network = load_network(model or shipped_weights(method), device, method, changes, backend)
+    network = load_network(model or shipped_weights(method), device, method, changes, backend, graphs)
     if look_ahead and not looks_ahead(network):
         console.error("warning: --look-ahead changes nothing: this method never reads later frames")
     pairs = dict(zip(targets, videos, strict=True))
