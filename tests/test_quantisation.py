@@ -113,6 +113,13 @@ def test_products_with_weights_become_integers() -> None:
         assert np.abs(gram.numpy() - product @ product.T).max() <= 0.03 * np.abs(product @ product.T).max()
 
 
+def test_a_graph_without_weights_stays_as_it_is() -> None:
+    graph, _ = two_products()
+    del graph.graph.node[:2]  # type: ignore[attr-defined]
+    graph.graph.input[0].name = "kept"  # type: ignore[attr-defined]
+    assert quantise(graph, [(torch.ones(2, 8),)]) is graph
+
+
 def test_calls_hold_what_is_remembered() -> None:
     model, frames = build("sdcpc", width=64), images(5)
     calls = record(model, frames)

@@ -72,11 +72,10 @@ def quantise(graph: Any, samples: Sequence[tuple[Tensor, ...]]) -> Any:
         samples: inputs of at least one call, in order; the values between them and the outputs give the ranges.
 
     Returns:
-        ONNX with the same inputs and outputs.
+        ONNX with the same inputs and outputs; `graph` itself where nothing multiplies by weights.
     """
-    onnx, _ = needs("onnx"), needs("onnxruntime")
+    onnx, onnxruntime = needs("onnx"), needs("onnxruntime")
     library = import_module("onnxruntime.quantization")
-    merging = import_module("onnxruntime.quantization.shape_inference")
     names = [entry.name for entry in graph.graph.input]
     feeds: Iterator[dict[str, Any]] = (
         {name: tensor.numpy() for name, tensor in zip(names, sample, strict=True)} for sample in samples
@@ -88,14 +87,21 @@ def quantise(graph: Any, samples: Sequence[tuple[Tensor, ...]]) -> Any:
 
     with tempfile.TemporaryDirectory() as folder, quiet():
         merged, written = Path(folder) / "merged.onnx", Path(folder) / "int8.onnx"
-        merging.quant_pre_process(graph, merged, skip_symbolic_shape=True)  # weights that are computed become constants
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(merged)  # weights that are computed become constants
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
         network = onnx.load(merged)
+        products = _products(network)
+        if not products:
+            return graph
+        onnx.save(network, merged)
         library.quantize_static(
-            network,
+            merged,
             written,
             Samples(),
             op_types_to_quantize=PRODUCTS,
-            nodes_to_quantize=_products(network),
+            nodes_to_quantize=products,
             per_channel=True,
             activation_type=library.QuantType.QUInt8,
             weight_type=library.QuantType.QInt8,
@@ -105,12 +111,12 @@ def quantise(graph: Any, samples: Sequence[tuple[Tensor, ...]]) -> Any:
 
 
 def _products(network: Any) -> list[str]:
-    """Name the products with weights, and every node that has no name: attention's products have none."""
+    """List the products with weights by name, giving names where there are none. Those of attention have no weights."""
     weights = {entry.name for entry in network.graph.initializer}
     found = []
     for number, node in enumerate(network.graph.node):
         node.name = node.name or f"{node.op_type}_{number}"
-        if node.op_type in PRODUCTS and weights.intersection(node.input[:2]):
+        if node.op_type in PRODUCTS and node.input[1] in weights:
             found.append(node.name)
     return found
 
