@@ -135,6 +135,12 @@ def test_calls_hold_what_is_remembered() -> None:
     assert torch.equal(calls["decide"].inputs[4][2], first)
 
 
+def test_calls_hold_those_of_later_frames() -> None:
+    model = build("dcfm", interval=3, neighbours=2)
+    counts = {name: len(entry.inputs) for name, entry in record(model, images(7)).items()}
+    assert counts == {"key": 3 + 3, "between": 4, "between_two": 4}  # frames 0, 3, 6 are keys
+
+
 # ---- a folder ------------------------------------------------------------------------------------------------------
 
 

@@ -16,11 +16,11 @@ from torch.export import Dim
 from torch.onnx import OnnxExporterError
 
 import steadyseg
-from steadyseg.backends import needs, trace
+from steadyseg.backends import Name, needs, trace
 from steadyseg.engine.stream import to_labels
 from steadyseg.exported import ABOUT, Files, identity
 from steadyseg.models.base import Backend, Graph, VideoSegmenter
-from steadyseg.quantisation import quantise, record
+from steadyseg.quantisation import Calls, quantise, record
 from steadyseg.types import ConfigError, DataError
 from steadyseg.video import probe, read
 from steadyseg.video.output import Output, naming
@@ -102,10 +102,11 @@ def export(
     output = Output(out, overwrite=overwrite)
     output.open_folder(*SUFFIXES[format], ".json")
     try:
+        calls = {} if int8 is None else _calls(model, size, int8)
         batch, graphs = _free_batch(model, size, on_graph)
         about = {**_about(model, size, batch), "precision": "fp32" if int8 is None else "int8"}
         if int8 is not None:
-            graphs = _quantised(model, graphs, size, int8)
+            graphs = {name: quantise(graph, calls[name].inputs) for name, graph in graphs.items()}
         files = _write(graphs, about, output.part, format)
         with naming(output.path):
             text = json.dumps({**about, "graphs": files}, indent=1)
@@ -149,24 +150,23 @@ def _free_batch(
         raise
 
 
-def _quantised(
-    model: VideoSegmenter, graphs: Mapping[str, Any], size: tuple[int, int] | None, video: str | Path
-) -> dict[str, Any]:
-    """Turn graphs into those of 8-bit integers, with the ranges that frames spread over a video set.
+def _calls(model: VideoSegmenter, size: tuple[int, int] | None, video: str | Path) -> dict[str, Calls]:
+    """Return what every graph is called with on frames spread over a video.
 
     Raises:
         DataError: if the video cannot be read, or is too short to run all graphs.
     """
     count = max(SAMPLES, 2 * model.period + 1)
     step = max((probe(video).frames or count) // count, 1)
-    frames = [frame.image[None] for frame in islice(read(video), 0, step * count, step)]  # each [1, 3, H, W]
-    calls = record(model, (_resized(frame, size) for frame in frames))
-    for name in graphs:
+    images = [frame.image[None] for frame in islice(read(video), 0, step * count, step)]  # each [1, 3, H, W]
+    frames = [_resized(image, size) for image in images]
+    calls = record(model, frames)
+    for name in _graphs(model, size or EXAMPLE, 1):
         if name not in calls:
             raise DataError(
                 f"the graph '{name}' never runs on the {len(frames)} frames of {video}: give --int8 a longer video"
             )
-    return {name: quantise(graph, calls[name].inputs) for name, graph in graphs.items()}
+    return calls
 
 
 def _trace_all(
@@ -283,8 +283,9 @@ def _differences(
 ) -> Iterator[Difference]:
     """Stream through the files and through torch, in every runtime that reads them and is installed, and compare."""
     is_onnx = next(iter(files.values()))["file"].endswith(".onnx")
-    others = ["openvino"] if not is_onnx or find_spec("openvino") else []
-    for runtime in [*(["onnxruntime"] if is_onnx else []), *others]:
+    others: list[Name] = ["openvino"] if not is_onnx or find_spec("openvino") else []
+    firsts: list[Name] = ["onnxruntime"] if is_onnx else []
+    for runtime in (*firsts, *others):
         backend = Files(folder, files, runtime)
         for name, frames in videos.items():
             yield Difference(runtime, name, len(frames), *_compare(model, backend, frames))

@@ -9,7 +9,8 @@ ONNX Runtime and OpenVINO both run in integers.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,8 +38,10 @@ class Calls(NamedTuple):
 
 
 @torch.inference_mode()
-def record(model: VideoSegmenter, frames: Iterable[Tensor]) -> dict[str, Calls]:
+def record(model: VideoSegmenter, frames: Sequence[Tensor]) -> dict[str, Calls]:
     """Stream frames through a model in torch, and keep what its graphs are called with, so also what is remembered.
+
+    A method that can read later frames then does so, too: it may have graphs for that.
 
     Args:
         model: in evaluation mode.
@@ -59,6 +62,8 @@ def record(model: VideoSegmenter, frames: Iterable[Tensor]) -> dict[str, Calls]:
     try:
         for frame in frames:
             _, state = model.step(frame, state)
+        if type(model).segment is not VideoSegmenter.segment:
+            deque(model.segment(frames), maxlen=0)
     finally:
         model.backend = previous
     return calls

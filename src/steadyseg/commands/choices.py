@@ -65,12 +65,12 @@ def load_network(
     return attach_folder(network, Path(graphs), backend, precision=precision)
 
 
-def autocast(network: VideoSegmenter, precision: Precision) -> AbstractContextManager[Any]:
+def autocast(device: str, precision: Precision) -> AbstractContextManager[Any]:
     """Have what runs in torch, in this thread, compute in a precision; other backends have it already."""
     import torch
 
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    return torch.autocast(network.class_weights.device.type, kinds.get(precision), enabled=precision in kinds)
+    return torch.autocast(device_name(device), kinds.get(precision), enabled=precision in kinds)
 
 
 def shipped_weights(method: str | None) -> str:

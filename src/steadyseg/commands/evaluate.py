@@ -95,12 +95,11 @@ def evaluate(
     scorers = [scoring.build(name, source, variants) for name in named] or scoring.standard(source, variants)
     changes = merged_options(interval, options)
     frames = len(section.starts) * sum(map(source.length, source.names))
-    with console.progress(f"{entry.source} {entry.split}", frames) as advance:
+    with console.progress(f"{entry.source} {entry.split}", frames) as advance, autocast(device, precision):
         for start in section.starts:
             started = {**changes, "start": start} if start else changes
             network = load_network(model, device, method, started, backend, graphs, precision)
-            with autocast(network, precision):
-                scores = engine.evaluate(network, source, scorers, config=section, on_frame=advance)
+            scores = engine.evaluate(network, source, scorers, config=section, on_frame=advance)
     about: dict[str, Any] = {"model": model, "method": method, "interval": interval, "options": options or None}
     about |= {"starts": section.starts, "backend": backend, "graphs": graphs, "precision": precision}
     about |= {"data": entry.source, "split": entry.split, "only": entry.only}
