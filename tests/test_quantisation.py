@@ -101,7 +101,6 @@ def test_products_with_weights_become_integers() -> None:
     stored = {entry.name: onnx.numpy_helper.to_array(entry) for entry in found.graph.initializer}
     (integers,) = (array for array in stored.values() if array.dtype == np.int8 and array.ndim == 2)
     scales = next(array for array in stored.values() if array.shape == (4,) and array.dtype == np.float32)
-    assert np.abs(integers * scales - weight).max(0) == pytest.approx(0, abs=1e-2 * np.abs(weight).max())
     assert (np.abs(integers * scales - weight) <= scales / 2 + 1e-6).all()  # one scale for every output channel
     low, high = (min(s[0].min() for s in samples), max(s[0].max() for s in samples))
     steps = [array for array in stored.values() if array.shape == () and array.dtype == np.float32]
