@@ -55,8 +55,8 @@ def images(count: int) -> list[Tensor]:
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path, str]:
-    """Weights, a video, a folder that the command export made of them, and what it printed."""
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Weights, a video, and a folder that the command export made of them."""
     folder = tmp_path_factory.mktemp("int8")
     weights, video, out = folder / "weights.safetensors", folder / "video.mp4", folder / "graphs"
     with pytest.MonkeyPatch.context() as patch:
@@ -65,7 +65,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path,
         assert cli.main(["data", "render", str(video), "--size", "64x96", "--length", "9"]) == 0
         words = ["export", str(weights), "-o", str(out), "--size", "64x96", "--int8", str(video)]
         assert cli.main(words) == 0
-    return weights, video, out, ""
+    return weights, video, out
 
 
 # ---- one graph -----------------------------------------------------------------------------------------------------
@@ -143,8 +143,8 @@ def test_calls_hold_those_of_later_frames() -> None:
 # ---- a folder ------------------------------------------------------------------------------------------------------
 
 
-def test_exported_integers_give_nearly_the_same(written: tuple[Path, Path, Path, str]) -> None:
-    _, _, folder, _ = written
+def test_exported_integers_give_nearly_the_same(written: tuple[Path, Path, Path]) -> None:
+    _, _, folder = written
     assert {file.name for file in folder.iterdir()} == {"frame.onnx", "steadyseg.json"}
     about = json.loads((folder / "steadyseg.json").read_text())
     assert about["precision"] == "int8" and about["graphs"]["frame"]["inputs"][0]["shape"] == [None, 3, *SIZE]
@@ -159,16 +159,16 @@ def test_exported_integers_give_nearly_the_same(written: tuple[Path, Path, Path,
             model.backend = None
 
 
-def test_commands_run_the_folder(written: tuple[Path, Path, Path, str], tmp_path: Path) -> None:
-    weights, video, folder, _ = written
+def test_commands_run_the_folder(written: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    weights, video, folder = written
     words = ["predict", str(video), "-o", str(tmp_path / "labels"), "--format", "labels", "--max-frames", "2"]
     words += ["--model", str(weights), "--graphs", str(folder)]
     assert cli.main([*words, "--backend", "onnxruntime"]) == 0
     assert len(list((tmp_path / "labels").iterdir())) == 2
 
 
-def test_other_models_are_refused(written: tuple[Path, Path, Path, str], tmp_path: Path) -> None:
-    _, _, folder, _ = written
+def test_other_models_are_refused(written: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    _, _, folder = written
     with pytest.raises(ConfigError, match="holds graphs of segformer; the model is pspnet"):
         attach_folder(build("pspnet", backbone="mit_b0"), folder, "openvino")
     with pytest.raises(ConfigError, match="holds graphs with width 256; the model has width 64"):
