@@ -1,13 +1,17 @@
-"""All methods on one data set: a short common training, the scores, and the speed; one command a row.
+"""All methods on one data set: the same training, the scores, and the speed; one command a row.
 
-    python benchmarks/compare.py camvid sdcpc          train, score and time one row
-    python benchmarks/compare.py camvid --table        the table of all rows so far
+    python benchmarks/compare.py camvid sdcpc               train, score and time one row
+    python benchmarks/compare.py camvid sdcpc --seed 1      the same from another seed
+    python benchmarks/compare.py camvid --group ablation --iterations 600
+    python benchmarks/compare.py camvid --table             the table of all rows so far
 
-Every row of a data set has the same number of steps and target frames, the same crops and augmentation, and the same
-initial weights: those of the shipped SegFormer for rows on MiT-B0. Rows on ResNet-18 start from random weights, as no
-pretrained ones are in this repository. TFC's clips have four labelled frames, the others' one. Rows that need no
-training of their own run SegFormer's. DCFM looks ahead, but for the row "online". Speed is that on the first validation
-video, fp32, frame tensor to labels of full size.
+All rows of a data set have the data, the augmentation and the training of one recipe, the config
+segformer_mit_b0_camvid: the same number of steps and of target frames, crops, optimiser groups, and initial backbone.
+On DAVIS only the data differ. Rows on ResNet-18 start from random weights, as no pretrained ones are in the repository.
+TFC's clips have four labelled frames, the others' one. Rows that need no training of their own run SegFormer's weights.
+DCFM looks ahead, but for the row "online". Scores "alone" take every frame as a video of its own, as the frames of
+CamVid's test are a second apart. Speed is that on the first validation video, fp32, frame tensor to labels of its size.
+What comes out is one file a row and seed in results/compare/DATA/ITERATIONS/.
 """
 
 from __future__ import annotations
@@ -18,20 +22,24 @@ import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
 
 from steadyseg import config
+from steadyseg.allocator import keep_freed_memory
 from steadyseg.benchmark import Setting, machine
-from steadyseg.data import open_source
+from steadyseg.config import EvalConfig
+from steadyseg.data import SourceConfig, open_source
 from steadyseg.engine.checkpoint import load_model
 from steadyseg.engine.evaluate import evaluate
 from steadyseg.engine.stream import segment
 from steadyseg.engine.train import train
 from steadyseg.metrics import standard
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / "compare"
+RECIPE = "segformer_mit_b0_camvid"
 METRICS = ("mIoU", "wIoU", "mVC8", "mVC16", "TC")
 
 
@@ -46,14 +54,29 @@ class Row(NamedTuple):
     """What differs when it runs."""
 
 
-MODELS = {
-    "segformer": {"backbone": "mit_b0"},
-    "sdcpc": {"backbone": "mit_b0"},
-    "tfc": {"backbone": "mit_b0"},
-    "dcfm": {"backbone": "mit_b0"},
-    "pspnet": {"backbone": "resnet18_ppm"},
-    "msaf": {"backbone": "resnet18"},
+def sdcpc(**model: Any) -> tuple[str, dict[str, Any]]:
+    """Return SD-CPC with some of its options changed."""
+    return "sdcpc", {"backbone": "mit_b0", **model}
+
+
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "segformer": ("segformer", {"backbone": "mit_b0"}),
+    "sdcpc": sdcpc(),
+    "tfc": ("tfc", {"backbone": "mit_b0"}),
+    "dcfm": ("dcfm", {"backbone": "mit_b0"}),
+    "pspnet": ("pspnet", {"backbone": "resnet18_ppm"}),
+    "msaf": ("msaf", {"backbone": "resnet18"}),
+    "sdcpc_no_dssa": sdcpc(dssa={"stages": []}),
+    "sdcpc_no_ssea": sdcpc(ssea={"la": False, "dcn": False}),
+    "sdcpc_no_mcp_cl": sdcpc(mcp={"losses": False}),
+    "sdcpc_no_stage1": sdcpc(dssa={"stages": [2]}),
+    "sdcpc_no_stage2": sdcpc(dssa={"stages": [1]}),
+    "sdcpc_k1": sdcpc(mcp={"variates": 1}),
+    "sdcpc_n9": sdcpc(dssa={"points": 9}),
+    "sdcpc_direct": sdcpc(dssa={"order": "direct"}),
+    "sdcpc_stride4": sdcpc(stride=4),
 }
+"""What is trained: method and model section."""
 ROWS = {
     "segformer": Row("segformer"),
     "reuse": Row("segformer", "reuse", {"interval": 4}),
@@ -66,41 +89,49 @@ ROWS = {
     "sdcpc": Row("sdcpc"),
     "pspnet": Row("pspnet"),
     "msaf": Row("msaf"),
+    **{name: Row(name) for name in RUNS if name.startswith("sdcpc_")},
+}
+GROUPS = {
+    "methods": [name for name in ROWS if not name.startswith("sdcpc_")],
+    "ablation": ["segformer", *(name for name in ROWS if name.startswith("sdcpc"))],
 }
 DATA: dict[str, dict[str, Any]] = {
-    "camvid": {
-        "data": {
-            "train": [{"source": "camvid", "split": "train", "still": True}],
-            "augment": {"base_size": [360, 480], "crop": [240, 320]},
-        },
-        "eval": {"source": {"source": "camvid", "split": "val"}},
-    },
+    "camvid": {},
     "davis": {
         "data": {
             "train": [{"source": "davis", "split": "train"}],
-            "augment": {"base_size": [240, 427], "crop": [192, 320]},
+            "augment": {"base_size": [240, 427], "crop": [192, 320], "photometric_per_frame": False},
         },
         "eval": {"source": {"source": "davis", "split": "val"}},
     },
 }
-TRAIN = {
-    "iterations": 150,
-    "batch_size": 4,
-    "lr": 2.0e-4,
-    "warmup": 15,
-    "clip_norm": 1.0,
-    "precision": "bf16-mixed",
-    "class_weights": "sqrt_median",
-    "workers": 1,
+CAMVID_TEST = SourceConfig(source="camvid", split="test")
+UNSEEN = replace(CAMVID_TEST, only="Seq05VD*")
+SCORED = {
+    "camvid": {
+        "val": EvalConfig(source=SourceConfig(source="camvid", split="val")),
+        "test": EvalConfig(source=CAMVID_TEST),
+        "Seq05VD": EvalConfig(source=UNSEEN),
+        "test alone": EvalConfig(source=CAMVID_TEST, alone=True),
+        "Seq05VD alone": EvalConfig(source=UNSEEN, alone=True),
+    },
+    "davis": {"val": EvalConfig(source=SourceConfig(source="davis", split="val"))},
 }
+"""What is scored, by name; the first is also what speed is measured on."""
 
 
-def experiment(data: str, name: str, iterations: int) -> config.Experiment:
-    """Return what trains `name` on `data`."""
-    started = MODELS[name]["backbone"] == "mit_b0"
-    start = {"init": "segformer_mit_b0_camvid"} if started else {}
-    recipe = {**TRAIN, **start, "iterations": iterations}
-    return config.from_dict({"method": name, "model": MODELS[name], "train": recipe, **DATA[data]})
+def experiment(data: str, name: str, iterations: int | None, seed: int) -> config.Experiment:
+    """Return what trains `name` on `data`; None takes the recipe's number of steps."""
+    method, model = RUNS[name]
+    recipe = config.to_dict(config.load(RECIPE))
+    wanted = {**recipe, "method": method, "model": model, **DATA[data], "reproduces": ""}
+    wanted["train"] = {**recipe["train"], "seed": seed}
+    if iterations is not None:
+        shorter = iterations / recipe["train"]["iterations"]
+        wanted["train"] |= {"iterations": iterations, "warmup": round(shorter * recipe["train"]["warmup"])}
+    if not model["backbone"].startswith("mit_b0"):
+        wanted["train"]["init"] = None
+    return config.from_dict(wanted)
 
 
 def speed(path: Path, row: Row, source: Any, frames: int) -> dict[str, float]:
@@ -119,63 +150,87 @@ def speed(path: Path, row: Row, source: Any, frames: int) -> dict[str, float]:
     return {"ms": 1e3 * spent, "fps": 1 / spent}
 
 
-def table(data: str) -> str:
-    """Return the rows so far as Markdown."""
-    found = json.loads((RESULTS / f"compare_{data}.json").read_text())
-    lines = [
-        "| row | mIoU | wIoU | mVC8 | mVC16 | TC | ms | FPS |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for name in (name for name in ROWS if "scores" in found.get(name, {})):
-        scores, fast = found[name]["scores"], found[name].get("speed")
-        cells = [f"{100 * scores[metric]:.1f}" for metric in METRICS]
-        cells += [f"{fast['ms']:.0f}", f"{fast['fps']:.1f}"] if fast else ["", ""]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+def scores(path: Path, row: Row, how: EvalConfig) -> dict[str, Any]:
+    """Return the scores of one split, how each was taken, and the IoU of every class."""
+    model, source = load_model(path, method=row.method, options=row.options), open_source(how.source)
+    metrics = standard(source)
+    found = evaluate(model, source, metrics, config=how)
+    each = dict(zip(source.classes, metrics[0].per_class().tolist(), strict=True))  # type: ignore[attr-defined]
+    return {**found, "protocols": [metric.protocol for metric in metrics], "IoU": each}
+
+
+def measure(name: str, arguments: argparse.Namespace) -> None:
+    """Do the asked parts for one row and seed, and put what they give into its file."""
+    row, parts, data = ROWS[name], arguments.parts.split(","), arguments.data
+    wanted = experiment(data, row.run, arguments.iterations, arguments.seed)
+    place = Path(data, str(wanted.train.iterations))
+    run = arguments.runs / place / f"{row.run}_{arguments.seed}"
+    if "train" in parts and not (run / "model.safetensors").is_file():
+        train(wanted, run, resume=run.is_dir())
+    path = RESULTS / place / f"{name}_{arguments.seed}.json"
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    found |= {"row": name, "seed": arguments.seed, "trained": row.run, "method": row.method, "options": row.options}
+    if "score" in parts:
+        found["scores"] = {split: scores(run, row, how) for split, how in SCORED[data].items()}
+        found["parameters"] = sum(parameter.numel() for parameter in load_model(run, method=row.method).parameters())
+    if "speed" in parts:
+        source = open_source(next(iter(SCORED[data].values())).source)
+        found["speed"] = speed(run, row, source, arguments.frames)
+        size = tuple(next(source.read(source.names[0], [0])).image.shape[1:])
+        setting = replace(Setting(), size=size, classes=len(source.classes), frames=arguments.frames)
+        found["machine"] = machine(setting)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def table(data: str, iterations: int, names: list[str]) -> str:
+    """Return the rows so far as Markdown; of several seeds the mean, and half the distance of the extremes."""
+    columns = [(split, metric) for split in SCORED[data] for metric in (METRICS if split == "val" else METRICS[:1])]
+    heads = [metric if split == "val" else f"{split} {metric}" for split, metric in columns]
+    lines = [f"| row | seeds | {' | '.join(heads)} | ms | FPS |", "| --- " * (len(columns) + 4) + "|"]
+    for name in names:
+        files = sorted((RESULTS / data / str(iterations)).glob(f"{name}_[0-9]*.json"))
+        found = [json.loads(file.read_text()) for file in files]
+        found = [entry for entry in found if "scores" in entry]
+        if not found:
+            continue
+        cells = [
+            _cell([100 * entry["scores"][split][metric] for entry in found if split in entry["scores"]])
+            for split, metric in columns
+        ]
+        fast = [entry["speed"]["ms"] for entry in found if "speed" in entry]
+        cells += [f"{mean(fast):.0f}", f"{1e3 / mean(fast):.1f}"] if fast else ["", ""]
+        lines.append(f"| {name} | {len(found)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(values: list[float]) -> str:
+    spread = f" ±{(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
+    return f"{mean(values):.1f}{spread}"
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=DATA)
-    parser.add_argument("rows", nargs="*", choices=[*ROWS, []], help="rows of the table; none for all")
+    parser.add_argument("rows", nargs="*", choices=[*ROWS, []], help="rows of the table; none for all of the group")
+    parser.add_argument("--group", choices=GROUPS, default="methods")
     parser.add_argument("--parts", default="train,score,speed", help="any of train, score, speed, with commas")
-    parser.add_argument("--iterations", type=int, default=TRAIN["iterations"])
+    parser.add_argument("--iterations", type=int, help="steps of each training; the recipe's if not given")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--frames", type=int, default=60, help="timed frames")
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"))
     parser.add_argument("--table", action="store_true", help="only show the table")
     arguments = parser.parse_args()
+    names = arguments.rows or GROUPS[arguments.group]
     if not arguments.table:
-        for name in arguments.rows or ROWS:
+        for name in names:
             measure(name, arguments)
-    print(table(arguments.data))  # noqa: T201
-
-
-def measure(name: str, arguments: argparse.Namespace) -> None:
-    """Do the asked parts for one row, and put what they give into the result file."""
-    row, parts = ROWS[name], arguments.parts.split(",")
-    wanted = experiment(arguments.data, row.run, arguments.iterations)
-    run = arguments.runs / arguments.data / str(arguments.iterations) / row.run
-    if "train" in parts and not (run / "model.safetensors").is_file():
-        train(wanted, run, resume=run.is_dir())
-    source = open_source(wanted.eval.source)
-    given: dict[str, Any] = {"iterations": arguments.iterations, "options": row.options, "trained": row.run}
-    if "score" in parts:
-        model = load_model(run, method=row.method, options=row.options)
-        metrics = standard(source)
-        given["scores"] = evaluate(model, source, metrics)
-        given["protocols"] = [metric.protocol for metric in metrics]
-        given["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    if "speed" in parts:
-        given["speed"] = speed(run, row, source, arguments.frames)
-        size = tuple(next(source.read(source.names[0], [0])).image.shape[1:])
-        given["machine"] = machine(replace(Setting(), size=size, classes=len(source.classes), frames=arguments.frames))
-    path = RESULTS / f"compare_{arguments.data}.json"
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    found[name] = {**found.get(name, {}), **given}
-    path.write_text(json.dumps(found, indent=2) + "\n")
+    iterations = arguments.iterations or config.load(RECIPE).train.iterations
+    print(table(arguments.data, iterations, names))  # noqa: T201
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     torch.manual_seed(0)
     main()

@@ -38,9 +38,8 @@ ALLOWED = {
     "cuda_graphs": {"types", "models"},
     "backends": BELOW_TOOLS,
     **dict.fromkeys(GRAPHS, BELOW_TOOLS | {"backends"}),
-    **dict.fromkeys(
-        ("benchmark", "export", "cluster", "app"), BELOW_TOOLS | GRAPHS | {"backends", "costs", "cuda_graphs"}
-    ),
+    **dict.fromkeys(("export", "cluster", "app"), BELOW_TOOLS | GRAPHS | {"backends", "costs", "cuda_graphs"}),
+    "benchmark": BELOW_TOOLS | {"backends", "costs", "cuda_graphs", "quantisation", "allocator"},  # starts programs
     "commands": BELOW_TOOLS | PROGRAM | TOOLS,
     "cli": PROGRAM | {"commands"},
     "": BELOW_TOOLS,  # the package's own __init__: public names

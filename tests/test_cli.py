@@ -230,6 +230,10 @@ def test_eval_takes_data_and_sizes_from_a_config(
     assert cli.main([*words, "--split", "val", "--resize", "exact"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["split"], report["resize"], report["base"]) == ("val", "exact", [48, 72])
+    assert not report["alone"]
+    assert cli.main([*words, "--alone"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["alone"] and "alone" in report["protocols"][-1]
 
 
 def test_eval_runs_once_for_each_first_key_frame(

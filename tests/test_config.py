@@ -10,7 +10,8 @@ from steadyseg import backbones, config, models
 from steadyseg.types import ConfigError
 
 CLASSES = {"vspw": 124, "cityscapes": 19, "camvid": 11, "streets": 11}
-OWN_WORK = ("segformer_mit_b0_camvid", "segformer_mit_b0_camvid_start", "sdcpc_mit_b0_camvid", "smoke_streets")
+SHARED = ("segformer_mit_b0_camvid", "sdcpc_mit_b0_camvid", "tfc_mit_b0_camvid", "dcfm_mit_b0_camvid")
+OWN_WORK = (*SHARED, "segformer_mit_b0_camvid_start", "smoke_streets")
 """Configs that repeat no published row."""
 PUBLISHED = [name for name in config.names() if name not in OWN_WORK]
 SCORES = {"mIoU", "wIoU", "mVC8", "mVC16", "TC", "mIoU_test"}
@@ -272,3 +273,10 @@ def test_options_of_a_call() -> None:
         config.check_options("sdcpc", {"interval": 2})
     with pytest.raises(ConfigError, match="did you mean 'theta'"):
         config.check_options("tfc", {"thetta": 2})
+
+
+def test_the_camvid_models_differ_in_their_method_alone():
+    first, *others = (config.load(name) for name in SHARED)
+    for other in others:
+        assert (other.data, other.train, other.eval) == (first.data, first.train, first.eval)
+        assert other.model.backbone == first.model.backbone

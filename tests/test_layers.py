@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from steadyseg import layers
-from steadyseg.layers import attention
+from steadyseg.layers import MANY_CLASSES, attention, classify
 
 
 @pytest.mark.parametrize(("tokens", "keys"), [(12, 5), (1, 1), (30, 30)])
@@ -41,3 +41,16 @@ def test_attention_is_the_library_s_where_that_is_faster(monkeypatch):
     monkeypatch.setattr(layers, "LARGEST_SCORES", 71)  # of 1 x 2 x 6 x 6
     large = attention(half[0].clone().requires_grad_(), *half[1:])
     assert torch.equal(large, F.scaled_dot_product_attention(*half))
+
+
+@pytest.mark.parametrize("classes", [MANY_CLASSES - 1, MANY_CLASSES])
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_class_scores(classes: int, has_bias: bool, memory_format: torch.memory_format) -> None:
+    x = torch.randn(2, 8, 3, 5).to(memory_format=memory_format)
+    weight, bias = torch.randn(classes, 8), torch.randn(classes) if has_bias else None
+    with torch.no_grad():
+        scores = classify(x, weight, bias)
+    torch.testing.assert_close(scores, F.conv2d(x, weight[:, :, None, None], bias))
+    assert scores.is_contiguous() == (classes == MANY_CLASSES)
+    torch.testing.assert_close(classify(x, weight, bias), scores)  # with gradients

@@ -74,10 +74,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def few_of_camvid(place: Path) -> Path:
-    """A data root with the first frames of each split of the real CamVid."""
+    """A data root with the first and last frames of each split of the real CamVid."""
     whole = Path(os.environ["STEADYSEG_DATA"]) / "camvid"
     for split in ("train", "val", "test"):
-        names = (whole / "splits" / f"{split}.txt").read_text().split()[:3]
+        listed = (whole / "splits" / f"{split}.txt").read_text().split()
+        names = listed[:3] + listed[-3:]
         for kind, suffix in (("images", "jpg"), ("labels", "png")):
             target = place / "data" / "camvid" / kind / split
             target.mkdir(parents=True)

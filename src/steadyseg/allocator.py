@@ -6,9 +6,18 @@ import ctypes
 import os
 import sys
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 """Numbers of glibc's mallopt."""
 _LARGEST = 2**31 - 1
+
+
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+"""Torch's variable for large tensors in huge pages; processes that this one starts inherit it."""
+
+
+def is_set_outside() -> bool:
+    """Say whether the environment says what to do with freed memory."""
+    return bool({"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys())
 
 
 def keep_freed_memory() -> None:
@@ -16,13 +25,21 @@ def keep_freed_memory() -> None:
 
     By default glibc gives every large block back to the system when it is freed, and the system clears it page by page
     when the next tensor asks for it, a good part of the time of a network on the CPU. Blocks that are kept are used
-    again, so the peak stays that of the largest working set. An environment that sets one of glibc's or
-    torch's own variables for this is left alone, and so is another C library.
+    again, so the peak stays that of the largest working set.
+
+    All threads share one arena. With arenas of their own, none of which gives memory back, the process would grow to
+    the sum of the largest that each thread ever needed, and as stages of a pipeline seldom all need most at once, it
+    would reach that late in a video.
+
+    An environment that sets one of glibc's or torch's own variables for this is left alone, and so is another C
+    library.
     """
-    if sys.platform != "linux" or {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys():
+    if sys.platform != "linux" or is_set_outside():
         return
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first large tensor
+    os.environ.setdefault(HUGE_PAGES, "1")  # read by torch at its first large tensor
     library = ctypes.CDLL(None)
     if hasattr(library, "gnu_get_libc_version"):
         library.mallopt(_TRIM_THRESHOLD, _LARGEST)
         library.mallopt(_MMAP_THRESHOLD, _LARGEST)
+        if "MALLOC_ARENA_MAX" not in os.environ:
+            library.mallopt(_ARENA_MAX, 1)

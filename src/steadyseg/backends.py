@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from typing import Any, Literal
 
@@ -50,27 +52,39 @@ def attach(model: VideoSegmenter, name: Name, *, precision: Precision = "fp32") 
     Raises:
         ConfigError: if a library or a compiler is missing, or the backend lacks the device or the precision.
     """
-    device = model.class_weights.device.type
+    check(name, model.class_weights.device.type, precision)
+    backend: Backend | None = None
+    if name == "compile":
+        backend = Compiled()
+    elif name == "openvino":
+        backend = OpenVINO(model, precision)
+    elif name == "onnxruntime":
+        backend = OnnxRuntime(model)
+    model.backend = backend
+    return model
+
+
+def check(name: Name, device: str, precision: Precision = "fp32") -> None:
+    """Refuse what a backend cannot do; arguments as of `attach`, with the model's device by name.
+
+    Raises:
+        ConfigError: if a library or a compiler is missing, or the backend lacks the device or the precision.
+    """
     if name in ("openvino", "onnxruntime") and device != "cpu":
         raise ConfigError(f"backend {name} runs on the CPU, and the model is on {device}: take --device cpu")
-    backend: Backend | None = None
     if name == "compile":
         compiler = os.environ.get("CXX", "g++")
         if device == "cpu" and shutil.which(compiler) is None:
             raise ConfigError(
                 f"backend compile needs a C++ compiler, and there is no {compiler}: install one, or set CXX"
             )
-        backend = Compiled()
-    elif name == "openvino":
-        if precision == "fp16":
-            raise ConfigError("backend openvino has no fp16 on a CPU; take --precision fp32 or bf16")
-        backend = OpenVINO(model, precision)
-    elif name == "onnxruntime":
-        if precision != "fp32":
-            raise ConfigError(f"backend onnxruntime runs in fp32, not in {precision}: take --precision fp32")
-        backend = OnnxRuntime(model)
-    model.backend = backend
-    return model
+    if name == "openvino" and precision == "fp16":
+        raise ConfigError("backend openvino has no fp16 on a CPU; take --precision fp32 or bf16")
+    if name == "onnxruntime" and precision != "fp32":
+        raise ConfigError(f"backend onnxruntime runs in fp32, not in {precision}: take --precision fp32")
+    if name in ("openvino", "onnxruntime"):
+        needs("onnx")
+        needs(name)
 
 
 def needs(library: str) -> Any:
@@ -79,6 +93,8 @@ def needs(library: str) -> Any:
     Raises:
         ConfigError: saying how to install it.
     """
+    if library == "openvino":  # whose import would else report to its makers over the network, from a forked process
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     modules = []
     for name in LIBRARIES[library]:
         try:
@@ -131,11 +147,6 @@ class Traced(ABC):
 class OnnxRuntime(Traced):
     """ONNX Runtime on the CPU, with as many threads as torch."""
 
-    def __init__(self, model: VideoSegmenter) -> None:
-        needs("onnx")
-        needs("onnxruntime")
-        super().__init__(model)
-
     def open(self, graph: bytes) -> Session:
         """See Traced."""
         return open_onnxruntime(graph)
@@ -145,8 +156,6 @@ class OpenVINO(Traced):
     """OpenVINO on the CPU, with as many threads as torch."""
 
     def __init__(self, model: VideoSegmenter, precision: Precision = "fp32") -> None:
-        needs("onnx")
-        needs("openvino")
         super().__init__(model)
         self.precision = precision
 
@@ -173,13 +182,12 @@ def open_onnxruntime(graph: bytes | str) -> Session:
 
 def open_openvino(graph: bytes | str, precision: Precision = "fp32") -> Session:
     """Make an ONNX graph, or a file of ONNX or OpenVINO's own format, ready to run in OpenVINO."""
-    openvino = needs("openvino")
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],  # its own choice may be less than fp32
     }
-    core = openvino.Core()
+    core = openvino_core()
     request = core.compile_model(core.read_model(graph), "CPU", options).create_infer_request()
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -187,6 +195,16 @@ def open_openvino(graph: bytes | str, precision: Precision = "fp32") -> Session:
         return tuple(torch.from_numpy(results[number]) for number in range(len(results)))
 
     return run
+
+
+@cache
+def openvino_core() -> Any:
+    """Return the process' one OpenVINO core.
+
+    Each core sets a stack for signal handlers and puts back the one before when it ends. Of two cores that end in the
+    order in which they began, the second puts back what the first has freed, and the next signal kills the process.
+    """
+    return needs("openvino").Core()
 
 
 def _arrays(tensors: Sequence[Tensor]) -> list[np.ndarray]:

@@ -141,6 +141,9 @@ class EvalConfig:
     starts: tuple[int, ...] = (0,)
     """First key frames: the split is run once for each, all into the same scores. DCFM's authors take 0 and 1 where one
     frame of a video is labelled, so that it counts once as a key frame and once between two."""
+    alone: bool = False
+    """Whether every frame begins a video of its own, so that nothing is remembered. For frames that are too far apart
+    to be one."""
 
     def __post_init__(self) -> None:
         if not self.starts or min(self.starts) < 0:

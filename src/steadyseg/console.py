@@ -114,8 +114,13 @@ def exported(batch: int | None, differences: Iterable[Any]) -> None:
 
 
 _AGAINST = {"transformers": "transformers' SegFormer", "clip": "whole clips"}
+_KINDS = ("key", "between")
 _COSTS = ("params_m", "gflops", "fps")
 _OF = {"stream": "one frame", "segment": "one frame", "clip": "one clip"}
+
+
+_SUBJECT = ("size", "backend", "precision", "streams")
+"""What may differ between the measurements of one command, beside method and backbone."""
 
 
 def benchmark(report: dict[str, Any], *, as_json: bool) -> None:
@@ -123,33 +128,113 @@ def benchmark(report: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         line(json.dumps(report, indent=2))
         return
-    setting, about = report["setting"], report["machine"]
-    height, width = setting["size"]
-    line(
-        f"{about['gpu'] or about['cpu']}, {about['threads']} threads, torch {report['versions']['torch']}, "
-        f"{setting['backend']}, {setting['precision']}, {height}x{width}, {setting['classes']} classes, "
-        f"{setting['frames']} frames"
-    )
-    cost = table("G multiply-adds", "of", "layers", "hooks", "full", "sampling")
-    speed = table("method", "M parameters", "mean ms", "median ms", "p95 ms", "FPS", "peak MiB")
-    for result in report["results"]:
-        name = f"{result['method']} {result['backbone']}"
+    results = report["results"]
+    varied = _heading(report, f"{report['setting']['frames']} frames")
+    cost = table("G multiply-adds", "M par.", "of", "layers", "hooks", "full", "sampling")
+    speed = table("", "mean ms", "median ms", "p95 ms", "spread %", "FPS", "% of peak", "peak MiB")
+    for result in results:
+        _add_times(speed, _subject(result, varied), result)
+    for name, result in {_subject(result, varied & {"size"}): result for result in results}.items():
+        parameters = f"{result['parameters'] / 1e6:.2f}"
         for what, forms in result["multiply_adds"].items():
             for form, counts in forms.items():
-                cost.add_row(name, what, form, *(f"{counts[kind] / 1e9:.2f}" for kind in ("hooks", "full", "sampling")))
-        time = result["latency_ms"]
-        numbers = (time["mean"], time["median"], time["p95"], result["fps"], result["peak_memory_mib"])
-        speed.add_row(name, f"{result['parameters'] / 1e6:.2f}", *(f"{number:.1f}" for number in numbers))
-    out.print(cost)
-    out.print(speed)
-    for pair in report["comparisons"]:
-        ours, theirs = (pair[side]["latency_ms"]["mean"] for side in ("ours", "theirs"))
-        same = f"; {pair['differing']} of {pair['pixels']} labels differ" if "pixels" in pair else ""
-        same += f", where scores differ by {pair['gap']:.0e} of the largest" if pair.get("gap") else ""
+                numbers = (f"{counts[kind] / 1e9:.2f}" for kind in ("hooks", "full", "sampling"))
+                cost.add_row(name, parameters, what, form, *numbers)
+    _show(cost)
+    _show(speed)
+    peaks = sorted({round(result["peak_gflops"]) for result in results})
+    if peaks:
         line(
-            f"{pair['method']} {pair['backbone']}: {ours:.1f} ms; {_AGAINST[pair['against']]}: {theirs:.1f} ms; "
-            f"{pair['speedup']:.2f} times as fast{same}"
+            "Spread: distance of the quartiles by the median, of whole key intervals. Peak: a large matrix product, "
+            f"{' to '.join(str(peak) for peak in dict.fromkeys((peaks[0], peaks[-1])))} GFLOP/s."
         )
+    for result in results:
+        if "parts" in result:
+            _parts(_subject(result, varied), result["parts"])
+    for pair in report["comparisons"]:
+        _comparison(_subject(pair, varied), pair)
+
+
+def _heading(report: dict[str, Any], frames: str) -> set[str]:
+    """Write one line on what all measurements have in common, and return what differs."""
+    setting, about = report["setting"], report["machine"]
+    common = [_word(key, setting[key]) for key in ("backend", "precision", "size", "streams") if key in setting]
+    first = f"{about['gpu'] or about['cpu']}, {about['threads']} threads, torch {report['versions']['torch']}"
+    line(", ".join((first, *common, f"{setting['classes']} classes", frames)))
+    return {key for key in _SUBJECT if key not in setting}
+
+
+def _subject(result: dict[str, Any], varied: Iterable[str]) -> str:
+    """Return method, backbone and what differs between the measurements."""
+    words = (_word(key, result[key]) for key in _SUBJECT if key in varied)
+    return " ".join((result["method"], result["backbone"], *words))
+
+
+def _word(key: str, value: Any) -> str:
+    if key == "size":
+        return f"{value[0]}x{value[1]}"
+    return f"{value} stream{'s' * (value > 1)}" if key == "streams" else str(value)
+
+
+def _add_times(rows: Table, name: str, result: dict[str, Any]) -> None:
+    """Add the row of a summary, and those of its key frames and the frames between."""
+    for kind, summary in {name: result, **{f"  {kind}": result[kind] for kind in _KINDS if kind in result}}.items():
+        time, spread = summary["latency_ms"], summary["spread"]
+        numbers = [f"{time[which]:.1f}" for which in ("mean", "median", "p95")]
+        numbers += ["" if spread is None else f"{100 * spread:.1f}", f"{summary['fps']:.1f}"]
+        if "peak_memory_mib" in summary:
+            numbers += [f"{100 * summary['share_of_peak']:.0f}", f"{summary['peak_memory_mib']:.0f}"]
+        rows.add_row(escape(kind), *numbers)
+
+
+def _parts(name: str, parts: dict[str, Any]) -> None:
+    """Show what the parts of a frame take."""
+    whole = sum(summary["latency_ms"]["mean"] for summary in parts.values())
+    kinds = [kind for kind in _KINDS if all(kind in summary for summary in parts.values())]
+    rows = table(name, "mean ms", "median ms", "p95 ms", "% of all", *(f"mean ms, {kind}" for kind in kinds))
+    for part, summary in parts.items():
+        time = summary["latency_ms"]
+        numbers = [*(f"{time[which]:.1f}" for which in ("mean", "median", "p95")), f"{100 * time['mean'] / whole:.0f}"]
+        rows.add_row(part, *numbers, *(f"{summary[kind]['latency_ms']['mean']:.1f}" for kind in kinds))
+    _show(rows)
+
+
+def _comparison(name: str, pair: dict[str, Any]) -> None:
+    ours, theirs = (pair[side]["latency_ms"]["mean"] for side in ("ours", "theirs"))
+    found = pair["paired"]
+    same = f"; {pair['differing']} of {pair['pixels']} labels differ" if "pixels" in pair else ""
+    same += f", where scores differ by {pair['gap']:.0e} of the largest" if pair.get("gap") else ""
+    line(
+        f"{name}: {ours:.1f} ms; {_AGAINST[pair['against']]}: {theirs:.1f} ms; {pair['speedup']:.2f} times as fast "
+        f"(median of pairs {found['median']:.2f}, quartiles {found['low']:.2f} and {found['high']:.2f}){same}"
+    )
+
+
+def memory(report: dict[str, Any], *, as_json: bool) -> None:
+    """Show how the memory of long streams grows, as a table or as JSON."""
+    if as_json:
+        line(json.dumps(report, indent=2))
+        return
+    varied = _heading(report, f"up to {report['setting']['frames']} frames")
+    after = " or ".join(sorted({f"after {result['settled_after']}" for result in report["memory"]}))
+    rows = table("MiB", "frames", f"in use, {after}", "at the end", "+ %", f"peak, {after}", "at the end", "+ %")
+    for result in report["memory"]:
+        name = _subject(result, varied) if "backbone" in result else f"predict, {result['model']}, {result['video']}"
+        numbers = []
+        for kind in ("in_use", "peak"):
+            sizes = [result[when][f"{kind}_mib"] for when in ("settled", "end")]
+            growth = result["growth_percent"][kind]
+            numbers += ["" if size is None else f"{size:.1f}" for size in sizes]
+            numbers.append("" if growth is None else f"{growth:.2f}")
+        rows.add_row(escape(name), str(result["frames"]), *numbers)
+    _show(rows)
+
+
+def _show(rows: Table) -> None:
+    """Write a table of numbers, at the right of their columns and not broken over lines, at least 100 columns wide."""
+    for column in rows.columns[1:]:
+        column.no_wrap, column.justify = True, "right"
+    Console(soft_wrap=True, highlight=False, width=max(out.width, 100)).print(rows)
 
 
 def stages(report: dict[str, Any], *, as_json: bool) -> None:
@@ -166,8 +251,9 @@ def stages(report: dict[str, Any], *, as_json: bool) -> None:
     )
     rows = table("stage", "mean ms", "median ms", "p95 ms")
     for name, summary in {**result["stages"], "predict, all at once": result["predict"]}.items():
-        rows.add_row(name, *(f"{summary['latency_ms'][kind]:.2f}" for kind in ("mean", "median", "p95")))
-    out.print(rows)
+        for kind, part in {name: summary, **{f"  {kind}": summary[kind] for kind in _KINDS if kind in summary}}.items():
+            rows.add_row(kind, *(f"{part['latency_ms'][which]:.2f}" for which in ("mean", "median", "p95")))
+    _show(rows)
     line(
         f"predict: {result['predict']['fps']:.2f} FPS; {result['against_slowest']:.2f} times the time of its slowest "
         f"thread ({result['slowest']}); one stage after the other: {result['one_by_one_ms']:.1f} ms a frame"

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadyseg.layers import ConvNorm, Folding, pointwise, resize, to_map, to_tokens
+from steadyseg.layers import ConvNorm, Folding, classify, pointwise, resize, to_map, to_tokens
 
 
 class SegFormerDecoder(Folding):
@@ -96,4 +96,4 @@ class SegFormerDecoder(Folding):
     def forward(self, stages: dict[str, Tensor]) -> Tensor:
         """stages "stage1".."stage4" [B, C_i, h_i, w_i] -> logits [B, K, h_1, w_1]."""
         fused = self.dropout(self.features(stages))
-        return pointwise(fused, self.linear_pred.weight[:, :, 0, 0], self.linear_pred.bias)
+        return classify(fused, self.linear_pred.weight[:, :, 0, 0], self.linear_pred.bias)

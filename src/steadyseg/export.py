@@ -16,7 +16,7 @@ from torch.export import Dim
 from torch.onnx import OnnxExporterError
 
 import steadyseg
-from steadyseg.backends import Name, needs, trace
+from steadyseg.backends import Name, needs, openvino_core, trace
 from steadyseg.engine.stream import to_labels
 from steadyseg.exported import ABOUT, Files, identity
 from steadyseg.models.base import Backend, Graph, VideoSegmenter
@@ -211,9 +211,8 @@ def _write(graphs: dict[str, Any], about: dict[str, Any], folder: Path, format: 
                 needs("onnx").helper.set_model_props(proto, {"steadyseg": json.dumps({**about, "graph": name})})
                 (folder / file).write_bytes(proto.SerializeToString())
             else:
-                openvino = needs("openvino")
-                network = openvino.Core().read_model(proto.SerializeToString())
-                openvino.save_model(network, folder / file, compress_to_fp16=False)
+                network = openvino_core().read_model(proto.SerializeToString())
+                needs("openvino").save_model(network, folder / file, compress_to_fp16=False)
     return files
 
 

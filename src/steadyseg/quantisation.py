@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from steadyseg.backends import Name, Session, needs, open_onnxruntime, open_openvino, quiet, trace
+from steadyseg.backends import Name, Session, check, needs, open_onnxruntime, open_openvino, quiet, trace
 from steadyseg.models.base import VideoSegmenter
 from steadyseg.types import ConfigError, DataError
 
@@ -126,6 +126,18 @@ def _products(network: Any) -> list[str]:
     return found
 
 
+def check_int8(name: Name, device: str) -> None:
+    """Refuse a backend that has no 8-bit integers.
+
+    Raises:
+        ConfigError: if it has none, runs elsewhere than on `device`, or a library is missing.
+    """
+    if name not in ("openvino", "onnxruntime"):
+        raise ConfigError(f"backend {name} has no int8: take --backend openvino or onnxruntime")
+    check(name, device)
+    needs("onnxruntime")  # it finds the ranges
+
+
 def attach_int8(model: VideoSegmenter, name: Name, frames: Sequence[Tensor]) -> VideoSegmenter:
     """Have the graphs of a model run in 8-bit integers by a backend, from its next `step` on.
 
@@ -141,10 +153,8 @@ def attach_int8(model: VideoSegmenter, name: Name, frames: Sequence[Tensor]) -> 
         ConfigError: if a library is missing, or the backend has no integers. A graph that is called later, but did not
             run on these frames, raises DataError then.
     """
-    if name not in ("openvino", "onnxruntime"):
-        raise ConfigError(f"backend {name} has no int8: take --backend openvino or onnxruntime")
+    check_int8(name, model.class_weights.device.type)
     start: Callable[[bytes], Session] = open_openvino if name == "openvino" else open_onnxruntime
-    needs(name)
     sessions = {}
     for graph, calls in record(model, frames).items():
         inputs = {f"input{number}": tensor for number, tensor in enumerate(calls.inputs[-1])}

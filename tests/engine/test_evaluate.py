@@ -4,6 +4,7 @@ import torch
 
 from steadyseg.config import EvalConfig
 from steadyseg.engine.evaluate import evaluate, resize_frame
+from steadyseg.engine.stream import segment
 from steadyseg.models import method
 from steadyseg.types import CheckpointError, DataError
 
@@ -101,6 +102,31 @@ def test_state_does_not_leak_from_video_to_video():
     metric = Recorder()
     evaluate(model, Large(videos=2, frames=3), [metric])
     assert all(torch.equal(one, other) for one, other in zip(metric.preds[:3], metric.preds[3:], strict=True))
+
+
+def test_frames_alone_are_videos_of_one_frame():
+    kind = method("dcfm")
+    torch.manual_seed(0)
+    model = kind(kind.Config(), 3).eval()
+    frame = next(tiny.TinySource().read("video0"))
+    shown = torch.randint(256, (6, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    video = [frame._replace(image=image, index=index, labels=None) for index, image in enumerate(shown)]
+
+    class Still(tiny.TinySource):
+        def read(self, name, frames=None):
+            for frame in video:
+                yield frame._replace(labels=torch.zeros(64, 64, dtype=torch.uint8))
+
+    alone, together, counted = Recorder(), Recorder(), []
+    source = Still(videos=1, frames=6)
+    config = EvalConfig(alone=True)
+    evaluate(model, source, [alone], config=config, on_frame=lambda: counted.append(1))
+    evaluate(model, source, [together])
+    assert alone.calls == together.calls == ["video0", 0, 1, 2, 3, 4, 5], "metrics still see one video"
+    assert len(counted) == 6
+    each = [next(iter(segment(model, [frame])))[1] for frame in video]
+    assert all(torch.equal(one, other) for one, other in zip(alone.preds, each, strict=True))
+    assert not all(torch.equal(one, other) for one, other in zip(alone.preds, together.preds, strict=True))
 
 
 @pytest.mark.parametrize(

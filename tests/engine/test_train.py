@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from steadyseg import config
+from steadyseg.data import open_source
 from steadyseg.engine import train as training
 from steadyseg.engine.checkpoint import load_model, save_model
 from steadyseg.engine.evaluate import evaluate
 from steadyseg.engine.train import InterruptError, seed_step, train
-from steadyseg.metrics import build
+from steadyseg.metrics import build, standard
 from steadyseg.types import CheckpointError, ConfigError, DataError, SteadysegError
 
 
@@ -441,3 +442,28 @@ def test_a_real_method_on_real_data(tmp_path, monkeypatch):
     model = load_model(weights)
     logits, _ = model.step(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     assert logits.shape[:2] == (1, 11) and logits.isfinite().all()
+
+
+def test_a_real_method_stopped_three_times_scores_as_one_that_was_not(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    overrides = ["train.iterations=6", "train.warmup=1", "train.precision=bf16-mixed", "train.ema=0.9"]
+    experiment = config.load("smoke_streets", overrides)
+    whole = train(experiment, tmp_path / "whole")
+    draw = training.seed_step
+    for stop in (2, 3, 5):
+
+        def stopping(seed, step, rank, stop=stop):
+            draw(seed, step, rank)
+            if step == stop - 1:
+                signal.raise_signal(signal.SIGTERM)
+
+        monkeypatch.setattr(training, "seed_step", stopping)
+        with pytest.raises(InterruptError, match=f"stopped at step {stop} of 6"):
+            train(experiment, tmp_path / "run", resume=stop > 2)
+    monkeypatch.setattr(training, "seed_step", draw)
+    resumed = train(experiment, tmp_path / "run", resume=True)
+    assert_same_weights(whole, resumed)
+    source = open_source(config.load("smoke_streets").eval.source)
+    source.names = source.names[:1]
+    found = [evaluate(load_model(path), source, standard(source)) for path in (whole, resumed)]
+    assert found[0] == found[1] and found[0]["mIoU"] > 0

@@ -97,12 +97,14 @@ def test_far_points_are_safe() -> None:
     assert index.min() >= 0 and index.max() < 6
 
 
-def test_gather_rows_gradients() -> None:
-    """Against a dense product, in both arguments, with repeated and unused rows."""
+@pytest.mark.parametrize("rows", [9, 2**16, 2**16 + 1])  # up to 2**16 they are sorted as 16 bits
+def test_gather_rows_gradients(rows: int) -> None:
+    """Against a dense product, in both arguments, with repeated and unused rows, the first and the last."""
     torch.manual_seed(0)
-    tokens = torch.randn(2, 9, 4, requires_grad=True)
+    tokens = torch.randn(2, rows, 4, requires_grad=True)
     weight = torch.randn(2, 5, 3, requires_grad=True)
     index = torch.randint(0, 5, (2, 5, 3))
+    index[:, 1, 0], index[:, 3, 1], index[:, 4, 2] = 0, rows - 1, rows // 2
     plain = torch.stack([(weight[b, ..., None] * tokens[b][index[b]]).sum(1) for b in range(2)])
     upstream = torch.randn_like(plain)
     expected = torch.autograd.grad(plain, (tokens, weight), upstream)

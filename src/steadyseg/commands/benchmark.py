@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from steadyseg import console
-from steadyseg.arguments import UsageError
+from steadyseg.arguments import UsageError, near
 from steadyseg.commands.choices import Backend, Device, device_name, merged_options, read_size
+
+if TYPE_CHECKING:
+    from steadyseg.benchmark import Setting
+
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+Job = tuple[str, "Setting"]
+"""A method and what is measured of it."""
 
 
 def benchmark(
@@ -17,72 +26,183 @@ def benchmark(
     options: str = "",
     size: str = "480x853",
     classes: int = 124,
-    precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32",
+    precision: str = "fp32",
     device: Device = "cpu",
-    backend: Backend = "torch",
+    backend: str = "torch",
+    streams: str = "1",
     frames: int = 200,
     warmup: int = 20,
     threads: int | None = None,
     seed: int = 0,
     against: Literal["transformers", "clip"] | None = None,
+    parts: bool = False,
+    memory: int | None = None,
     stages: str | None = None,
     model: str | None = None,
+    method: str | None = None,
     json: bool = False,
-) -> None:
+) -> int:
     """Measure parameters, multiply-adds, latency, throughput and memory, with random weights.
 
     The time of a frame runs from the uint8 frame tensor to the uint8 label map of the frame's size, in a settled
-    stream of one video. One multiply-add counts as one; hooks leaves out the matrix products inside attention.
+    stream. One multiply-add counts as one; hooks leaves out the matrix products inside attention. Backbones, sizes,
+    precisions, backends and streams may be lists, such as mit_b0,mit_b1; every combination is measured, each in a
+    process of its own.
 
     Args:
         methods: methods by name; if none is given, all that have the options.
-        backbone: backbone by name.
+        backbone: backbones by name.
         interval: frames from one key frame to the next, for methods that have key frames.
         options: other changes of the methods' options, such as "msda=off".
-        size: height x width of a frame.
+        size: heights x widths of a frame.
         classes: number of classes.
-        precision: arithmetic of the forward pass; int8 needs backend openvino or onnxruntime.
+        precision: arithmetic of the forward pass, fp32, bf16, fp16, or int8, which openvino and onnxruntime have.
         device: where to run.
-        backend: what runs the methods, but not what they are compared with; openvino and onnxruntime need
-            steadyseg[export] and a CPU.
-        frames: timed frames.
+        backend: what runs the methods, but not what they are compared with: torch, compile, openvino or onnxruntime;
+            the last two need steadyseg[export] and a CPU.
+        streams: how many videos at a time, as one batch.
+        frames: timed frames of a video.
         warmup: frames before the first timed one.
         threads: CPU threads.
         seed: of the random weights.
         against: also time, frame by frame in turn, the SegFormer of the transformers package with the same backbone, or
             the method itself with nothing remembered, which runs its whole clip for every frame.
+        parts: also time copying, normalising, the backbone, the rest of the method and the labels, each by itself.
+        memory: instead, run a stream of this many frames, and tell by how much memory grows after frame 100; with
+            --stages, run predict on as many frames of the video.
         stages: a video; time the stages of predict on it instead, each alone and all at once.
         model: the weights for --stages, as in predict.
+        method: the method for --stages, as in predict.
         json: print one JSON document.
     """
     from steadyseg import benchmark as bench
-    from steadyseg.config import check_options, has_options, options_from_dict
-    from steadyseg.models import names
 
+    _refuse(stages=stages, model=model, method=method, methods=methods, against=against, memory=memory, parts=parts)
     changes = merged_options(interval, options)
-    if (stages is None) != (model is None) or (stages and (methods or against)):
-        raise UsageError("benchmark: --stages takes --model, and neither methods nor --against")
-    common: dict[str, Any] = {"precision": precision, "device": device_name(device), "frames": frames, "warmup": warmup}
-    common |= {"threads": threads, "seed": seed, "options": changes, "backend": backend}
+    common: dict[str, Any] = {"device": device_name(device), "frames": memory or frames, "warmup": warmup}
+    common |= {"threads": threads, "seed": seed, "options": changes, "classes": classes, "parts": parts}
+    if against:
+        common["against"] = against
+    lists: dict[str, list[Any]] = {
+        "backbone": _split(backbone, "--backbone"),
+        "size": [read_size(text, "--size") for text in _split(size, "--size")],
+        "backend": _split(backend, "--backend", get_args(Backend)),
+        "precision": _split(precision, "--precision", PRECISIONS),
+        "streams": [_number(text, "--streams") for text in _split(streams, "--streams")],
+    }
+    settings = [bench.Setting(**common, **dict(zip(lists, values, strict=True))) for values in product(*lists.values())]
     if stages and model:
-        setting = bench.Setting(**common)
-        with console.err.status("measuring"):
-            result = bench.apart(partial(bench.stages, video=stages), model, setting)
-        console.stages({**bench.machine(setting), "result": result}, as_json=json)
-        return
+        if len(settings) > 1:
+            raise UsageError("benchmark: --stages times one video in one way; give no lists")
+        return _video(stages, model, method, settings[0], in_memory=bool(memory), as_json=json)
+    report: dict[str, Any] = bench.machine(*settings)
+    jobs, report["left_out"] = _jobs(methods, changes, settings, against)
+    if memory:
+        report["memory"] = _run(bench.memory, jobs, report)
+        console.memory(report, as_json=json)
+    else:
+        report["results"] = _run(bench.measure, jobs, report)
+        report["comparisons"] = _run(bench.compare, jobs, report) if against else []
+        console.benchmark(report, as_json=json)
+    return int(any(entry["has_ended"] for entry in report["left_out"]))
+
+
+def _refuse(**given: Any) -> None:
+    """Refuse options that do not go together."""
+    stages, with_methods = given["stages"], given["methods"] or given["against"] or given["parts"]
+    if (stages is None) != (given["model"] is None) or (stages and with_methods):
+        raise UsageError("benchmark: --stages takes --model, and neither methods nor --against nor --parts")
+    if given["method"] and not stages:
+        raise UsageError("benchmark: --method is for --stages; name the methods without it: benchmark tfc reuse")
+    if given["memory"] is not None and (given["against"] or given["parts"]):
+        raise UsageError("benchmark: --memory times nothing; leave out --against and --parts")
+    if given["memory"] is not None and given["memory"] <= 100:
+        raise UsageError(f"benchmark: --memory is {given['memory']}; expected more than 100 frames")
+
+
+def _split(text: str, option: str, known: tuple[str, ...] = ()) -> list[str]:
+    """Read "a,b" as a list without repeats."""
+    words = list(dict.fromkeys(word.strip() for word in text.split(",")))
+    for word in words:
+        if not word:
+            raise UsageError(f"benchmark: {option} is '{text}'; expected one or more, with commas between")
+        if known and word not in known:
+            raise UsageError(f"benchmark: {option} is '{word}'; expected {', '.join(known)}{near(word, known)}")
+    return words
+
+
+def _number(text: str, option: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"benchmark: {option} is '{text}'; expected whole numbers of at least 1")
+    return int(text)
+
+
+def _jobs(
+    methods: tuple[str, ...], changes: dict[str, Any], settings: list[Setting], against: str | None
+) -> tuple[list[Job], list[dict[str, Any]]]:
+    """Return what can be measured, and what not with the reason, both found before the work.
+
+    Raises:
+        ConfigError: if a method that is named lacks an option, or nothing can be measured.
+    """
+    from steadyseg import benchmark as bench
+    from steadyseg.config import check_options, has_options
+    from steadyseg.models import names
+    from steadyseg.types import ConfigError
+
     chosen = methods or tuple(name for name in names() if has_options(name, changes))
-    for name in chosen:  # what is wrong is found before the work
+    for name in chosen:
         check_options(name, changes)
-        options_from_dict(name, {"backbone": backbone, **changes})
-    setting = bench.Setting(
-        backbone=backbone,
-        size=read_size(size, "--size"),
-        classes=classes,
-        against=against or "transformers",
-        **common,
-    )
-    report: dict[str, Any] = bench.machine(setting)
+    jobs: list[Job] = []
+    left_out: list[dict[str, Any]] = []
+    first: ConfigError | None = None
+    for name, setting in product(chosen, settings):
+        try:
+            bench.check(name, setting)
+            if against == "transformers":
+                bench.check_transformers(setting.backbone)
+            jobs.append((name, setting))
+        except ConfigError as exc:
+            first = first or exc
+            left_out.append(_left_out(name, setting, exc, has_ended=False))
+    if first is not None and not jobs:
+        raise first
+    for why in dict.fromkeys(entry["why"] for entry in left_out):
+        console.error(f"warning: left out: {why}")
+    return jobs, left_out
+
+
+def _left_out(name: str, setting: Setting, why: Exception, *, has_ended: bool) -> dict[str, Any]:
+    from steadyseg import benchmark as bench
+
+    return {**bench.about(name, setting), "why": str(why), "has_ended": has_ended}
+
+
+def _run(function: Callable[..., dict[str, Any]], jobs: list[Job], report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Do the jobs one after the other; one whose process ends is left out, the others go on."""
+    from steadyseg import benchmark as bench
+
+    results = []
+    with console.err.status("measuring") as status:
+        for number, (name, setting) in enumerate(jobs, 1):
+            status.update(f"measuring {name} {setting.backbone}, {number} of {len(jobs)}")
+            try:
+                results.append(bench.apart(function, name, setting))
+            except bench.EndedError as exc:
+                console.error(f"warning: left out: {exc}")
+                report["left_out"].append(_left_out(name, setting, exc, has_ended=True))
+    return results
+
+
+def _video(video: str, model: str, method: str | None, setting: Setting, *, in_memory: bool, as_json: bool) -> int:
+    """Measure predict on a video."""
+    from steadyseg import benchmark as bench
+
+    function = bench.memory_of_predict if in_memory else bench.stages
     with console.err.status("measuring"):
-        report["results"] = [bench.apart(bench.measure, name, setting) for name in chosen]
-        report["comparisons"] = [bench.apart(bench.compare, name, setting) for name in chosen if against]
-    console.benchmark(report, as_json=json)
+        result = bench.apart(partial(function, video=video, method=method), model, setting)
+    if in_memory:
+        console.memory({**bench.machine(setting), "memory": [result]}, as_json=as_json)
+    else:
+        console.stages({**bench.machine(setting), "result": result}, as_json=as_json)
+    return 0

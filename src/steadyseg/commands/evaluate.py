@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from steadyseg import console
 from steadyseg.arguments import UsageError
@@ -17,6 +17,9 @@ from steadyseg.commands.choices import (
     merged_options,
     read_size,
 )
+
+if TYPE_CHECKING:
+    from steadyseg.config import EvalConfig
 
 
 def evaluate(
@@ -39,6 +42,7 @@ def evaluate(
     occlusion: bool = False,
     base: str | None = None,
     resize: Literal["exact", "align32"] | None = None,
+    alone: bool = False,
     per_class: bool = False,
     device: Device = "auto",
     backend: Backend = "torch",
@@ -67,6 +71,7 @@ def evaluate(
         occlusion: leave pixels that are hidden in the next frame out of TC.
         base: scale frames to fit these sides, such as 512x1024, before the model; labels keep their size.
         resize: then keep the size (exact, if nothing else is said), or stretch it to multiples of 32 (align32).
+        alone: begin anew with every frame, for data whose frames are too far apart to be a video.
         per_class: also show the IoU of every class; JSON always has it.
         device: where to run.
         backend: what runs the model; openvino and onnxruntime need steadyseg[export] and a CPU.
@@ -75,18 +80,15 @@ def evaluate(
         json: print one JSON document.
     """
     from steadyseg import metrics as scoring
-    from steadyseg.config import EvalConfig, load
-    from steadyseg.data import SourceConfig, open_source
+    from steadyseg.data import open_source
     from steadyseg.engine import evaluate as engine
 
     if data is None and config is None:
         raise UsageError("eval: no data given; expected --data, or --config whose eval section names it")
-    section = load(config).eval if config else EvalConfig()
+    section = _section(config, data, {"root": root, "split": split, "only": only})
     sizes: dict[str, Any] = {"base": read_size(base, "--base") if base else None, "resize": resize}
-    section = replace(section, **{name: value for name, value in sizes.items() if value is not None})
-    entry = section.source if data is None else SourceConfig(source=data, split="val")
-    place: dict[str, Any] = {"root": root, "split": split, "only": only}
-    entry = replace(entry, **{name: value for name, value in place.items() if value is not None})
+    section = replace(section, **_given(sizes), alone=alone or section.alone)
+    entry = section.source
     variants = scoring.MetricConfig(
         absent=absent, protocol=protocol, flow=flow, flow_root=flow_root, mode=tc_mode, occlusion=occlusion
     )
@@ -103,10 +105,25 @@ def evaluate(
     about: dict[str, Any] = {"model": model, "method": method, "interval": interval, "options": options or None}
     about |= {"starts": section.starts, "backend": backend, "graphs": graphs, "precision": precision}
     about |= {"data": entry.source, "split": entry.split, "only": entry.only}
-    about |= {"base": section.base, "resize": section.resize, "scores": scores}
+    about |= {"base": section.base, "resize": section.resize, "alone": section.alone}
     classes = {name: value for scorer in scorers for name, value in _each_class(scorer, source.classes).items()}
-    report = {**about, "protocols": [scorer.protocol for scorer in scorers], "IoU": classes}
+    protocols = [scorer.protocol for scorer in scorers] + ["every frame alone, nothing remembered"] * section.alone
+    report = {**about, "scores": scores, "protocols": protocols, "IoU": classes}
     console.scores(report, per_class=per_class, as_json=json)
+
+
+def _section(config: str | None, data: str | None, place: dict[str, str | None]) -> EvalConfig:
+    """Return the eval section of a config, or the default one, with the data that is given instead."""
+    from steadyseg.config import EvalConfig, load
+    from steadyseg.data import SourceConfig
+
+    section = load(config).eval if config else EvalConfig()
+    entry = section.source if data is None else SourceConfig(source=data, split="val")
+    return replace(section, source=replace(entry, **_given(place)))
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _each_class(metric: object, classes: Sequence[str]) -> dict[str, float]:

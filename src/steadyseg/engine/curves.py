@@ -20,9 +20,11 @@ def draw(log: Path, out: Path) -> None:
     """
     events = EventAccumulator(str(log), size_guidance={"scalars": 0})
     events.Reload()
+    logged = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
     series = {
-        tag: ([event.step for event in events.Scalars(tag)], [event.value for event in events.Scalars(tag)])
-        for tag in events.Tags()["scalars"]
+        tag: ([event.step for event in values], [event.value for event in values])
+        for tag, values in logged.items()
+        if values
     }
     if "loss" not in series:  # stopped before the first logged step
         return

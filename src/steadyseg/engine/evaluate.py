@@ -33,7 +33,8 @@ def evaluate(
         model: in evaluation mode, on the device to use.
         source: the split.
         metrics: accumulators; each sees every frame once.
-        config: how frames are resized before the model; `config.source` is not read.
+        config: how frames are resized before the model, and whether each is taken alone; `config.source` and
+            `config.starts` are not read.
         on_frame: called after every frame, for progress.
 
     Returns:
@@ -50,11 +51,13 @@ def evaluate(
     for name in source.names[rank::processes]:
         for metric in metrics:
             metric.start(name)
-        for frame, preds in segment(model, source.read(name), prepare=lambda frame: resize_frame(frame, config)):
-            for metric in metrics:
-                metric.update(frame, preds)
-            if on_frame is not None:
-                on_frame()
+        frames = source.read(name)
+        for part in ([frame] for frame in frames) if config.alone else (frames,):
+            for frame, preds in segment(model, part, prepare=lambda frame: resize_frame(frame, config)):
+                for metric in metrics:
+                    metric.update(frame, preds)
+                if on_frame is not None:
+                    on_frame()
     if shared:
         device = model.class_weights.device
         for total in (total for metric in metrics for total in metric.totals()):

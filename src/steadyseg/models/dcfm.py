@@ -50,7 +50,7 @@ from torch import Tensor, nn
 
 from steadyseg.backbones import Backbone
 from steadyseg.decoders import SegFormerDecoder
-from steadyseg.layers import ConvNorm, Folding, pointwise, resize
+from steadyseg.layers import ConvNorm, Folding, classify, pointwise, resize
 from steadyseg.losses import cross_entropy
 from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter, check_options, check_same
 from steadyseg.types import Clip, ConfigError, ShapeError
@@ -493,9 +493,9 @@ class Head(Folding):
             return sum(others, start=first)
         classifier = self.classifier.weight[:, :, 0, 0]
         if self.hidden is None and len(features) == 1:
-            return _planes(self.dropout(features[0]), classifier) / length(features[0])
+            return classify(self.dropout(features[0]), classifier) / length(features[0])
         first, *others = (self.layer(x) for x in features)
-        return _planes(self.dropout(sum(others, start=first)), classifier)
+        return classify(self.dropout(sum(others, start=first)), classifier)
 
     def layer(self, x: Tensor) -> Tensor:
         """What the classifier reads: feature [B, C, h, w] of any length -> [B, C, h, w]."""
@@ -503,16 +503,6 @@ class Head(Folding):
             return unit(x)
         weight, bias = self.folded()
         return self.hidden.finish(torch.addcdiv(bias[:, None, None], pointwise(x, weight), length(x)))
-
-
-def _planes(x: Tensor, weight: Tensor) -> Tensor:
-    """Apply [K, C] to every pixel: [B, C, h, w] -> [B, K, h, w], stored class by class, as the resize to labels reads.
-
-    For maps stored channels-last this order of the product is also the fastest when K is no multiple of 16.
-    """
-    if torch.compiler.is_exporting():  # of any batch
-        return torch.matmul(weight, x.flatten(2)).unflatten(2, x.shape[2:])  # [B, K, h, w]
-    return torch.stack([weight.mm(each.flatten(1)) for each in x]).unflatten(2, x.shape[2:])  # [B, K, h, w]
 
 
 # ---- key frames: fixed and adaptive schedule ------------------------------------------------------------------------

@@ -44,7 +44,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadyseg.layers import ConvNorm, Folding, pointwise, resize, to_map, to_tokens
+from steadyseg.layers import ConvNorm, Folding, classify, pointwise, resize, to_map, to_tokens
 from steadyseg.losses import cross_entropy
 from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter, check_options, check_same
 from steadyseg.ops.deformable_conv import deformable_conv
@@ -424,7 +424,7 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, C, h, w] -> [B, C_out, h, w]."""
-        return pointwise(self.dropout(x), self.conv.weight[:, :, 0, 0], self.conv.bias)
+        return classify(self.dropout(x), self.conv.weight[:, :, 0, 0], self.conv.bias)
 
 
 # ---- semantic assignment, Eqs. (12) to (14) -------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from steadyseg.backbones.base import STAGES
 from steadyseg.decoders import SegFormerDecoder
-from steadyseg.layers import pointwise
+from steadyseg.layers import classify
 from steadyseg.losses import cross_entropy
 from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter, check_options, check_same
 from steadyseg.types import Clip
@@ -130,7 +130,7 @@ class Reuse(VideoSegmenter):
     def classify(self, shallow: dict[str, Tensor], deep: Tensor) -> Tensor:
         """Shallow stages and the share of the deep ones -> logits [B, K, h_1, w_1]."""
         fused = self.decoder.dropout(self.decoder.features(shallow, kept=deep))
-        return pointwise(fused, self.decoder.linear_pred.weight[:, :, 0, 0], self.decoder.linear_pred.bias)
+        return classify(fused, self.decoder.linear_pred.weight[:, :, 0, 0], self.decoder.linear_pred.bias)
 
     def key(self, frame: Tensor) -> tuple[Tensor, Tensor]:
         """Key frame uint8 [B, 3, H, W] -> logits [B, K, h_1, w_1], share of its deep levels [B, D, h_1, w_1]."""

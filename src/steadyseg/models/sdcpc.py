@@ -47,6 +47,7 @@ from steadyseg.layers import (
     ConvNorm,
     DeformableConv,
     Folding,
+    classify,
     pixel_centres,
     pointwise,
     resize,
@@ -577,7 +578,7 @@ class VariateHead(Folding):
         if self.is_plain:
             return self.classifiers(x).unflatten(1, (self.count, -1)).mean(1)
         *_, weight, bias = self.folded()
-        return pointwise(x, weight, bias)
+        return classify(x, weight, bias)
 
     def forward(self, fused: Tensor) -> Tensor:
         """G [B, C, h, w] -> logits [B, K, h, w]."""

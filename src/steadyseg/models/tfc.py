@@ -50,7 +50,7 @@ from torch import Tensor, nn
 
 from steadyseg.decoders import SegFormerDecoder
 from steadyseg.flow import displacement, shared_flow
-from steadyseg.layers import pixel_centres, pointwise, resize, to_map, to_tokens, warp
+from steadyseg.layers import classify, pixel_centres, resize, to_map, to_tokens, warp
 from steadyseg.losses import cross_entropy
 from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter, check_options, check_same
 from steadyseg.ops.deformable_attention import deformable_attention
@@ -216,7 +216,7 @@ class TFC(VideoSegmenter):
     def classify(self, fused: Tensor) -> Tensor:
         """Fused [B, D, h_1, w_1] -> logits [B, K, h_1, w_1]."""
         classifier = self.decoder.linear_pred
-        return pointwise(self.decoder.dropout(fused), classifier.weight[:, :, 0, 0], classifier.bias)
+        return classify(self.decoder.dropout(fused), classifier.weight[:, :, 0, 0], classifier.bias)
 
     def refine(
         self,

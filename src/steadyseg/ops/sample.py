@@ -127,7 +127,7 @@ def gather_rows(tokens: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     weight = weight.flatten(0, 1)  # [B * M, J]
     if table.device.type == "cpu" and torch.is_grad_enabled():
         table = _wide(table)
-        read = _GatherRows.apply(table, rows, weight.to(table.dtype)).to(tokens.dtype)
+        read = _GatherRows.apply(table, rows, weight.to(table.dtype), b).to(tokens.dtype)
     else:
         read = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weight.to(table.dtype))
     return read.unflatten(0, (b, -1))  # [B, M, C]
@@ -148,7 +148,7 @@ def row_products(query: Tensor, tokens: Tensor, index: Tensor) -> Tensor:
     """
     b, n, c = tokens.shape
     table, left = _wide(tokens.reshape(b * n, c)), _wide(query.flatten(0, 1))
-    return _RowProducts.apply(left, table, _rows(index, n)).unflatten(0, (b, -1))  # [B, M, J]
+    return _RowProducts.apply(left, table, _rows(index, n), b).unflatten(0, (b, -1))  # [B, M, J]
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -214,36 +214,38 @@ class _GatherRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, table: Tensor, rows: Tensor, weight: Tensor, images: int) -> Tensor:
         ctx.save_for_backward(table, rows, weight)
+        ctx.images = images
         return _bags(table, rows, weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
         table, rows, weight = ctx.saved_tensors
         grad = grad.contiguous()
-        grad_table = _transposed_bags(grad, rows, weight, len(table)) if ctx.needs_input_grad[0] else None
+        grad_table = _transposed_bags(grad, rows, weight, len(table), ctx.images) if ctx.needs_input_grad[0] else None
         grad_weight = _sampled_product(grad, table, rows) if ctx.needs_input_grad[2] else None
-        return grad_table, None, grad_weight
+        return grad_table, None, grad_weight, None
 
 
 class _RowProducts(torch.autograd.Function):
     """A dense product sampled at the entries of a sparse matrix; its gradients are products with that matrix."""
 
     @staticmethod
-    def forward(ctx: Any, left: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+    def forward(ctx: Any, left: Tensor, table: Tensor, rows: Tensor, images: int) -> Tensor:
         ctx.save_for_backward(left, table, rows)
+        ctx.images = images
         return _sampled_product(left, table, rows)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         left, table, rows = ctx.saved_tensors
         grad = grad.contiguous()
         grad_left = _bags(table, rows, grad) if ctx.needs_input_grad[0] else None
-        grad_table = _transposed_bags(left, rows, grad, len(table)) if ctx.needs_input_grad[1] else None
-        return grad_left, grad_table, None
+        grad_table = _transposed_bags(left, rows, grad, len(table), ctx.images) if ctx.needs_input_grad[1] else None
+        return grad_left, grad_table, None, None
 
 
 def _bags(table: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
@@ -251,15 +253,26 @@ def _bags(table: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
     return F.embedding_bag(rows, table.detach(), mode="sum", per_sample_weights=weight.detach())
 
 
-def _transposed_bags(values: Tensor, rows: Tensor, weight: Tensor, count: int) -> Tensor:
-    """values [M, C], rows [M, J] < `count`, weight [M, J] -> [count, C]: what `_bags` reads is written instead.
+def _transposed_bags(values: Tensor, rows: Tensor, weight: Tensor, count: int, images: int) -> Tensor:
+    """values [B * M, C], rows [B * M, J], weight [B * M, J] -> [count, C]: what `_bags` reads is written instead.
 
-    Each row of the result is a bag too, over the entries sorted by row.
+    Each row of the result is a bag too, over the entries sorted by row. Every image has rows of its own, and is sorted
+    alone: numbers that fit into 16 bits sort in half the time.
     """
-    row, entry = rows.flatten().int().sort()  # [M * J]; 32 bits sort twice as fast
-    starts = torch.searchsorted(row, torch.arange(count, dtype=torch.int32))  # [count]
-    weights = weight.flatten().index_select(0, entry)
-    return F.embedding_bag(entry // rows.shape[1], values.detach(), starts, mode="sum", per_sample_weights=weights)
+    span = count // images
+    kind = torch.int16 if span <= 2**16 else torch.int32
+    least = torch.iinfo(kind).min if kind == torch.int16 else 0
+    bins = torch.arange(least, least + span, dtype=torch.int32).to(kind)  # [count / B]
+    written = []
+    for image, (value, own, share) in enumerate(
+        zip(values.detach().chunk(images), rows.chunk(images), weight.detach().chunk(images), strict=True)
+    ):
+        row, entry = (own.flatten() + (least - image * span)).to(kind).sort()  # [M * J]
+        starts = torch.searchsorted(row, bins)
+        shares = share.flatten().index_select(0, entry)
+        bag = entry // own.shape[1]
+        written.append(F.embedding_bag(bag, value, starts, mode="sum", per_sample_weights=shares))  # [count / B, C]
+    return torch.cat(written)
 
 
 def _sampled_product(left: Tensor, table: Tensor, rows: Tensor) -> Tensor:

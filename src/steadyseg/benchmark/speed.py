@@ -1,0 +1,159 @@
+"""Latency, throughput and cost of a method, alone or frame by frame in turn with something else."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from steadyseg.benchmark.clock import clocked, of_periods, quartiles, summary
+from steadyseg.benchmark.host import peak_gflops, peak_memory
+from steadyseg.benchmark.parts import parts
+from steadyseg.benchmark.reference import TransformersProcess, forgetful
+from steadyseg.benchmark.setting import Round, Setting, about, prepare, rounds, whole_intervals
+from steadyseg.benchmark.subject import attach, build, follow, street
+from steadyseg.costs import costs
+from steadyseg.engine.checkpoint import load_model
+from steadyseg.models.base import VideoSegmenter
+
+
+def measure(name: str, setting: Setting) -> dict[str, Any]:
+    """Measure one method; call it in a fresh process, or the peak memory is that of everything before it.
+
+    Args:
+        name: a method, such as sdcpc.
+        setting: what is measured, and how.
+
+    Returns:
+        What was measured, as `about` says it, and plain numbers: parameters; multiply-adds of a frame; what
+        `summary` says of the times of a round of one frame from every stream; "parts", where asked for; MiB;
+        "peak_gflops" of a large matrix product; and "share_of_peak", how much of it the method reaches: two operations
+        for each multiply-add executed here, products of attention included, by the mean time.
+
+    Raises:
+        ConfigError: for an unknown method, backbone or device.
+    """
+    prepare(setting)
+    frames = street(setting)
+    model = attach(build(name, setting, frames[0]), setting, frames)
+    run = follow(model, setting)
+    count = whole_intervals(model, setting)
+    feed = rounds(frames, setting, setting.warmup + count)
+    for frame in islice(feed, setting.warmup):
+        run(frame)
+    times = [clocked(run, frame, is_cuda=frame[0].is_cuda)[0] for frame in feed]
+    memory = peak_memory(setting)
+    timed = summary(times, period=model.period, first=setting.warmup, streams=setting.streams)
+    apart = {"parts": parts(model, setting, frames)} if setting.parts else {}
+    model.backend = None  # what is counted is torch's
+    counted = {
+        what: {form: cost._asdict() for form, cost in forms.items()}
+        for what, forms in costs(model, [frame[None] for frame in frames]).items()
+    }
+    peak = peak_gflops(setting)
+    return {
+        **about(name, setting),
+        "period": model.period,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "multiply_adds": counted,
+        **timed,
+        **apart,
+        "peak_memory_mib": memory,
+        "peak_gflops": peak,
+        "share_of_peak": 2 * counted["stream"]["executed"]["full"] * timed["fps"] / (1e9 * peak),
+    }
+
+
+def compare(name: str, setting: Setting) -> dict[str, Any]:
+    """Time a method against something else, round by round in turn; who begins changes.
+
+    Both begin with the uint8 frames and end with the full-size label maps. transformers' SegFormer, in a process of
+    its own, resizes the logits and takes the arg-max; for the method segformer both have the same weights, and the
+    labels are compared. A method that remembers nothing runs its whole clip for every frame, and the labels are
+    compared too.
+
+    Args:
+        name: a method.
+        setting: what is measured, and how.
+
+    Returns:
+        What was measured, as `about` says it; summaries of "ours" and "theirs"; "speedup", the ratio of the mean
+        times; "paired", the quartiles of the ratios of the times of single key intervals, or of single rounds for
+        methods without key frames; and, where labels are compared, "pixels", how many, "differing", how many of them
+        have another label, and for segformer "gap": by how much the scores of the two labels differ there at most,
+        relative to the largest score; rounding alone gives about 1e-6.
+    """
+    prepare(setting)
+    frames = street(setting)
+    if setting.against == "clip":
+        ours = build(name, setting, frames[0])
+        theirs = partial(clocked, forgetful(deepcopy(ours), setting), is_cuda=setting.device == "cuda")
+        return _in_turn(name, ours, theirs, frames, setting)
+    with tempfile.TemporaryDirectory() as folder, TransformersProcess(setting, frames[0], Path(folder)) as apart:
+        ours = load_model(folder, setting.device) if name == "segformer" else build(name, setting, frames[0])
+        return _in_turn(name, ours, apart, frames, setting)
+
+
+def _in_turn(
+    name: str,
+    ours: VideoSegmenter,
+    theirs: Callable[[Round], tuple[float, Round]],
+    frames: list[Tensor],
+    setting: Setting,
+) -> dict[str, Any]:
+    """Return what `compare` does; `theirs` gives its own seconds, and labels on any device."""
+    ours = attach(ours, setting, frames)
+    runs: dict[str, Callable[[Round], tuple[float, Round]]]
+    runs = {"ours": partial(clocked, follow(ours, setting), is_cuda=setting.device == "cuda"), "theirs": theirs}
+    times: dict[str, list[float]] = {"ours": [], "theirs": []}
+    pixels, differing, gap, period = 0, 0, 0.0, ours.period
+    for index, frame in enumerate(rounds(frames, setting, setting.warmup + whole_intervals(ours, setting))):
+        labels: dict[str, Round] = {}
+        turn = (index + index // period) % 2  # key frames change who begins, too
+        for side in ("ours", "theirs") if turn else ("theirs", "ours"):
+            spent, found = runs[side](frame)
+            labels[side] = [map_.to(frame[0].device) for map_ in found]
+            if index >= setting.warmup:
+                times[side].append(spent)
+        pixels += sum(labels["ours"][stream].numel() for stream in range(setting.streams))
+        wrong = sum(int((a != b).sum()) for a, b in zip(labels["ours"], labels["theirs"], strict=True))
+        differing += wrong
+        if wrong and name == "segformer":
+            gap = max(gap, label_gap(ours, frame, labels))
+    result: dict[str, Any] = {**about(name, setting), "against": setting.against}
+    result |= {
+        side: summary(spent, period=period, first=setting.warmup, streams=setting.streams)
+        for side, spent in times.items()
+    }
+    result["speedup"] = sum(times["theirs"]) / sum(times["ours"])
+    pairs = zip(of_periods(times["theirs"], period), of_periods(times["ours"], period), strict=True)
+    result["paired"] = quartiles([spent / mine for spent, mine in pairs])
+    same_weights = name == "segformer" or setting.against == "clip"
+    return result | ({"pixels": pixels, "differing": differing, "gap": gap} if same_weights else {})
+
+
+@torch.inference_mode()
+def label_gap(model: VideoSegmenter, frames: Round, labels: dict[str, Round]) -> float:
+    """Return the largest difference between the scores of two labels of a pixel, relative to the largest score.
+
+    Args:
+        model: a method that looks at one frame.
+        frames: uint8 [3, H, W] each.
+        labels: two maps uint8 [H, W] of each frame, "ours" and "theirs".
+    """
+    logits = model.step(torch.stack(frames))[0].float()
+    full = F.interpolate(logits, frames[0].shape[1:], mode="bilinear", align_corners=False)  # [B, K, H, W]
+    ours, theirs = (full.gather(1, _indices(labels[side])) for side in ("ours", "theirs"))
+    return float((ours - theirs).abs().max() / full.abs().max())
+
+
+def _indices(labels: Round) -> Tensor:
+    return torch.stack(labels).long()[:, None]  # [B, 1, H, W]
