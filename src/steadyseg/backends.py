@@ -268,10 +268,15 @@ def trace(
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the notes of the libraries that write ONNX from the user's screen."""
-    loggers = [logging.getLogger(name) for name in (None, "torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
-    silent = logging.NullHandler()  # without any handler, a library's first note installs one for good
-    loggers[0].addHandler(silent)
+    root, silent = logging.getLogger(), logging.NullHandler()
+    root.addHandler(silent)  # without any handler, a library's first note installs one for good
+
+    def is_error(record: logging.LogRecord) -> bool:  # asked for what is logged on the root itself, as some of them do
+        return record.levelno >= logging.ERROR
+
+    root.addFilter(is_error)
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
@@ -279,6 +284,7 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        loggers[0].removeHandler(silent)
+        root.removeFilter(is_error)
+        root.removeHandler(silent)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

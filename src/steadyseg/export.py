@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -18,7 +20,7 @@ from torch.onnx import OnnxExporterError
 import steadyseg
 from steadyseg.backends import Name, needs, openvino_core, trace
 from steadyseg.engine.stream import to_labels
-from steadyseg.exported import ABOUT, Files, identity
+from steadyseg.exported import ABOUT, ExportedGraphs, identity, read_about
 from steadyseg.models.base import Backend, Graph, VideoSegmenter
 from steadyseg.quantisation import Calls, quantise, record
 from steadyseg.types import ConfigError, DataError
@@ -31,8 +33,12 @@ TOLERANCE = 1e-4
 """Largest difference of a score in fp32, relative to the largest score of its frame."""
 AGREEMENT = 0.5
 """Smallest part of the labels that graphs in 8-bit integers have in common with torch."""
-SAMPLES = 16
-"""Frames that set the ranges of 8-bit integers; more where a method needs more to run all of its graphs."""
+SAMPLES = 24
+"""Calibration frames, about; more where a method needs more to run all of its graphs."""
+LEAST_SAMPLES = 16
+"""Fewer are refused."""
+ADAPTIVE = 12
+"""Least number of neighbouring calibration frames where the video decides on key frames."""
 EXAMPLE = (96, 160)
 """Size of the frames with which a graph of any size is traced."""
 CHECKED = (101, 150)
@@ -71,7 +77,7 @@ def export(
     format: Format = "onnx",
     size: tuple[int, int] | None,
     video: str | Path | None = None,
-    int8: str | Path | None = None,
+    calibration: str | Path | None = None,
     overwrite: bool = False,
     on_graph: Callable[[], None] | None = None,
 ) -> Report:
@@ -83,8 +89,8 @@ def export(
         format: ONNX, or OpenVINO's own.
         size: height and width of a frame; None for any.
         video: whose first frames the check streams, beside random ones.
-        int8: a video whose frames set the ranges of 8-bit integers, in which the graphs then compute; the check streams
-            its first frames in place of random ones. None for fp32.
+        calibration: a video that gives the scales of 8-bit integers, in which the graphs then compute; the check
+            streams its first frames in place of random ones. None for fp32.
         overwrite: whether an existing folder of exported graphs may be replaced.
         on_graph: called after every graph, for progress.
 
@@ -92,31 +98,35 @@ def export(
         What was written, and how it differs from torch.
 
     Raises:
-        ConfigError: if a library is missing, the output cannot be written, or the method has no graph of any size.
-        DataError: if the graphs do not compute the same (in 8-bit integers: if most labels differ), or a video cannot
-            be read or is too short.
+        ConfigError: if a library is missing, the output cannot be written, the method has no graph of any size, or the
+            key interval is 1, so that a graph never runs in the calibration.
+        DataError: if the graphs do not compute the same (in 8-bit integers: if most labels differ), a video cannot be
+            read, or it is too short or too still for the calibration.
         ShapeError: if frames of this size are too small for the model.
     """
     needs("onnx")
     needs("openvino" if format == "openvino" else "onnxruntime")
+    if calibration is not None:
+        needs("onnxruntime")  # it quantises
     output = Output(out, overwrite=overwrite)
     output.open_folder(*SUFFIXES[format], ".json")
     try:
-        calls = {} if int8 is None else _calls(model, size, int8)
+        calls, frames = ({}, None) if calibration is None else _calibrate(model, size, calibration)
         batch, graphs = _free_batch(model, size, on_graph)
-        about = {**_about(model, size, batch), "precision": "fp32" if int8 is None else "int8"}
-        if int8 is not None:
+        about = _about(model, size, batch)
+        about |= {"precision": "int8" if calls else "fp32", "calibration_frames": frames}
+        if calls:
             graphs = {name: quantise(graph, calls[name].inputs) for name, graph in graphs.items()}
         files = _write(graphs, about, output.part, format)
         with naming(output.path):
             text = json.dumps({**about, "graphs": files}, indent=1)
             (output.part / ABOUT).write_text(f"{text}\n", encoding="utf-8")
-        videos = _videos(model, size or CHECKED, batch, [entry for entry in (int8, video) if entry is not None])
-        if int8 is not None:
-            del videos["random"]  # noise lies far outside of the ranges
-        differences = tuple(_differences(model, output.part, files, videos))
+        videos = _videos(model, size, batch, [entry for entry in (calibration, video) if entry is not None])
+        if calls:
+            del videos["random"]  # noise is far from what the scales are for
+        differences = tuple(_differences(model, output.part, videos))
         for difference in differences:
-            _check(difference, out, is_exact=int8 is None)
+            _check(difference, out, is_exact=not calls)
         output.commit()
     finally:
         output.discard()
@@ -150,23 +160,50 @@ def _free_batch(
         raise
 
 
-def _calls(model: VideoSegmenter, size: tuple[int, int] | None, video: str | Path) -> dict[str, Calls]:
-    """Return what every graph is called with on frames spread over a video.
+def _calibrate(model: VideoSegmenter, size: tuple[int, int] | None, video: str | Path) -> tuple[dict[str, Calls], int]:
+    """Stream stretches of a video in torch, each anew; -> what every graph is called with, and how many frames ran.
 
     Raises:
-        DataError: if the video cannot be read, or is too short to run all graphs.
+        ConfigError: if the key interval is 1, so that a graph never runs.
+        DataError: if the video cannot be read, or is too short or too still to run all graphs.
     """
-    count = max(SAMPLES, 2 * model.period + 1)
-    step = max((probe(video).frames or count) // count, 1)
-    images = [frame.image[None] for frame in islice(read(video), 0, step * count, step)]  # each [1, 3, H, W]
-    frames = [_resized(image, size) for image in images]
-    calls = record(model, frames)
+    length = max(1 - min(model.offsets), model.period) + model.period
+    length = length if model.is_periodic else max(length, ADAPTIVE)
+    calls: dict[str, Calls] = {}
+    count = 0
+    for images in _stretches(video, length):
+        count += len(images)
+        frames = [_resized(image[None], size) for image in images]  # each [1, 3, H, W]
+        for name, found in record(model, frames).items():
+            calls.setdefault(name, Calls(found.function, [])).inputs.extend(found.inputs)
     for name in _graphs(model, size or EXAMPLE, 1):
+        if name not in calls and model.is_periodic and model.period == 1:
+            raise ConfigError(f"with interval 1 the graph '{name}' never runs: take --interval 2 or more")
         if name not in calls:
-            raise DataError(
-                f"the graph '{name}' never runs on the {len(frames)} frames of {video}: give --int8 a longer video"
-            )
-    return calls
+            raise DataError(f"the graph '{name}' never runs on {count} frames of {video}: give --int8 another video")
+    return calls, count
+
+
+def _stretches(video: str | Path, length: int) -> Iterator[list[Tensor]]:
+    """Yield stretches of neighbouring frames, each uint8 [3, H, W], spread over all of a video.
+
+    Raises:
+        DataError: at the end, if they hold fewer than LEAST_SAMPLES frames.
+    """
+    count = probe(video).frames or sum(1 for _ in read(video, on_error="skip"))
+    length = min(length, count)
+    number = max(2, SAMPLES // length)
+    starts = {(count - length) * index // (number - 1) for index in range(number)}
+    recent: deque[Tensor] = deque(maxlen=length)
+    taken: set[int] = set()
+    for last, frame in enumerate(read(video, on_error="skip")):
+        recent.append(frame.image)
+        first = last + 1 - length
+        if first in starts:
+            taken.update(range(first, last + 1))
+            yield list(recent)
+    if len(taken) < LEAST_SAMPLES:
+        raise DataError(f"{video} has {len(taken)} frames for --int8; expected at least {LEAST_SAMPLES}: give more")
 
 
 def _trace_all(
@@ -259,13 +296,17 @@ def _layout(value: Any) -> Any:
 
 
 def _videos(
-    model: VideoSegmenter, size: tuple[int, int], batch: int | None, sources: Iterable[str | Path]
+    model: VideoSegmenter, size: tuple[int, int] | None, batch: int | None, sources: Iterable[str | Path]
 ) -> dict[str, Tensor]:
-    """What is streamed in the check: random frames and the first ones of videos, each uint8 [T, B, 3, H, W]."""
+    """What is streamed in the check: random frames and the first ones of videos, each uint8 [T, B, 3, H, W].
+
+    Videos keep their own size where graphs take any.
+    """
     count = max(9, 2 * model.period + 1)
-    videos = {"random": _random(count, (batch or 2, 3, *size))}
+    videos = {"random": _random(count, (batch or 2, 3, *(size or CHECKED)))}
     for source in sources:
-        real = _resized(torch.stack([frame.image for frame in islice(read(source), count)]), size)  # [T, 3, H, W]
+        images = [frame.image for frame in islice(read(source, on_error="skip"), count)]
+        real = _resized(torch.stack(images), size)  # [T, 3, H, W]
         videos[str(source)] = real[:, None].repeat(1, batch or 1, 1, 1, 1)  # [T, B, 3, H, W]
     return videos
 
@@ -277,15 +318,14 @@ def _resized(frames: Tensor, size: tuple[int, int] | None) -> Tensor:
     return F.interpolate(frames.float(), size=size, mode="area").round().to(torch.uint8)
 
 
-def _differences(
-    model: VideoSegmenter, folder: Path, files: Mapping[str, Mapping[str, Any]], videos: Mapping[str, Tensor]
-) -> Iterator[Difference]:
-    """Stream through the files and through torch, in every runtime that reads them and is installed, and compare."""
-    is_onnx = next(iter(files.values()))["file"].endswith(".onnx")
+def _differences(model: VideoSegmenter, folder: Path, videos: dict[str, Tensor]) -> Iterator[Difference]:
+    """Stream through the files of a folder and through torch, in every runtime that reads them and is installed."""
+    graphs = read_about(folder).graphs
+    is_onnx = all(entry.file.endswith(".onnx") for entry in graphs.values())
     others: list[Name] = ["openvino"] if not is_onnx or find_spec("openvino") else []
     firsts: list[Name] = ["onnxruntime"] if is_onnx else []
     for runtime in (*firsts, *others):
-        backend = Files(folder, files, runtime)
+        backend = ExportedGraphs(folder, graphs, runtime)
         for name, frames in videos.items():
             yield Difference(runtime, name, len(frames), *_compare(model, backend, frames))
 
@@ -302,6 +342,11 @@ def _check(difference: Difference, out: Path, *, is_exact: bool) -> None:
             f"largest score ({difference.frames} frames); expected at most {TOLERANCE:.0e}, so {out} is not "
             "written: try another --size or --format"
         )
+    if math.isnan(difference.scores):
+        raise DataError(
+            f"in {difference.runtime} scores of the exported graphs are no numbers ({difference.frames}), so {out} is "
+            "not written: try another --int8 or --format"
+        )
     agreement = 1 - difference.labels / difference.pixels
     if agreement < AGREEMENT:
         raise DataError(
@@ -315,7 +360,7 @@ def _check(difference: Difference, out: Path, *, is_exact: bool) -> None:
 def _compare(model: VideoSegmenter, backend: Backend, frames: Tensor) -> tuple[float, int, int]:
     """Stream frames uint8 [T, B, 3, H, W] through torch and a backend; -> `scores`, `labels`, `pixels`."""
     size = (frames.shape[3], frames.shape[4])
-    score, labels = 0.0, 0
+    scores, labels = [], 0
     states: list[Any] = [None, None]
     previous = model.backend
     try:
@@ -326,11 +371,11 @@ def _compare(model: VideoSegmenter, backend: Backend, frames: Tensor) -> tuple[f
                 found, states[side] = model.step(frame, states[side])
                 logits.append(found)
             plain, ours = logits  # [B, K, h, w]
-            score = max(score, float((ours - plain).abs().max() / plain.abs().max()))
+            scores.append((ours - plain).abs().max() / plain.abs().max())
             labels += int((to_labels(ours, size) != to_labels(plain, size)).sum())
     finally:
         model.backend = previous
-    return score, labels, frames[:, :, 0].numel()
+    return float(torch.stack(scores).max()), labels, frames[:, :, 0].numel()  # NaN if one of them is
 
 
 def _random(count: int, shape: tuple[int, ...]) -> Tensor:

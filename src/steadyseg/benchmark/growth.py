@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from steadyseg.benchmark.host import memory_in_use, peak_memory
 from steadyseg.benchmark.setting import Setting, about, autocast, prepare, rounds
-from steadyseg.benchmark.subject import attach, build, follow, street
+from steadyseg.benchmark.subject import attach, attach_for_video, build, follow, street
 from steadyseg.engine.checkpoint import load_model
 from steadyseg.types import ConfigError
-from steadyseg.video import probe, read
+from steadyseg.video import probe
 
 SETTLED = 100
 """Frames after which memory should grow no more."""
@@ -64,7 +63,7 @@ def memory_of_predict(name: str, setting: Setting, *, video: str | Path, method:
     prepare(setting)
     model = load_model(name, setting.device, method=method, options=dict(setting.options))
     info, record = probe(video), _Record(setting)
-    attach(model, setting, [frame.image for frame in islice(read(video), 8)])
+    attach_for_video(model, setting, video)
     with tempfile.TemporaryDirectory() as folder, autocast(setting):
         config = PredictConfig(max_frames=setting.frames)
         predict(model, video, out=Path(folder) / "out.mp4", config=config, on_frame=record.add)

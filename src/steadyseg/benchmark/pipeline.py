@@ -15,7 +15,7 @@ from torch import Tensor
 
 from steadyseg.benchmark.clock import clocked, summary
 from steadyseg.benchmark.setting import Setting, autocast, prepare
-from steadyseg.benchmark.subject import attach
+from steadyseg.benchmark.subject import attach_for_video
 from steadyseg.engine.checkpoint import load_model
 from steadyseg.engine.stream import to_labels
 from steadyseg.models.base import VideoSegmenter
@@ -53,7 +53,7 @@ def stages(name: str, setting: Setting, *, video: str | Path, method: str | None
     """
     prepare(setting)
     model = load_model(name, setting.device, method=method, options=dict(setting.options))
-    attach(model, setting, [frame.image for frame in islice(read(video), 8)])
+    attach_for_video(model, setting, video)
     period = model.period if model.is_periodic else 1
     with tempfile.TemporaryDirectory() as folder, autocast(setting):
         times = _stage_times(model, setting, video, Path(folder) / "stages.mp4")

@@ -34,7 +34,7 @@ class Setting:
     classes: int = 124
     """K."""
     precision: Precision = "fp32"
-    """bf16 and fp16 run under autocast; int8 takes a backend with integers, and gets their ranges from the frames."""
+    """bf16 and fp16 run under autocast; int8 takes openvino or onnxruntime, calibrated on the frames that are timed."""
     device: str = "cpu"
     """cpu or cuda."""
     backend: backends.Name = "torch"

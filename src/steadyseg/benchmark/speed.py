@@ -36,7 +36,8 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
         What was measured, as `about` says it, and plain numbers: parameters; multiply-adds of a frame; what
         `summary` says of the times of a round of one frame from every stream; "parts", where asked for; MiB;
         "peak_gflops" of a large matrix product; and "share_of_peak", how much of it the method reaches: two operations
-        for each multiply-add executed here, products of attention included, by the mean time.
+        for each multiply-add executed here, products of attention included, by the mean time. Both are None in int8, in
+        which torch has no such product.
 
     Raises:
         ConfigError: for an unknown method, backbone or device.
@@ -58,7 +59,8 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
         what: {form: cost._asdict() for form, cost in forms.items()}
         for what, forms in costs(model, [frame[None] for frame in frames]).items()
     }
-    peak = peak_gflops(setting)
+    peak = None if setting.precision == "int8" else peak_gflops(setting)
+    operations = 2 * counted["stream"]["executed"]["full"] * timed["fps"]
     return {
         **about(name, setting),
         "period": model.period,
@@ -68,7 +70,7 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
         **apart,
         "peak_memory_mib": memory,
         "peak_gflops": peak,
-        "share_of_peak": 2 * counted["stream"]["executed"]["full"] * timed["fps"] / (1e9 * peak),
+        "share_of_peak": None if peak is None else operations / (1e9 * peak),
     }
 
 

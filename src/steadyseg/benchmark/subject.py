@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -70,11 +73,19 @@ def build(name: str, setting: Setting, frame: Tensor) -> VideoSegmenter:
 
 
 def attach(model: VideoSegmenter, setting: Setting, frames: Sequence[Tensor]) -> VideoSegmenter:
-    """Have the setting's backend run the model; frames uint8 [3, H, W] set the ranges of 8-bit integers."""
+    """Have the setting's backend run the model, in int8 calibrated on frames, each uint8 [3, H, W]."""
     if setting.precision != "int8":
         return backends.attach(model, setting.backend, precision=setting.precision)
     enough = rounds(frames, setting, max(len(frames), 2 * model.period + 1))
     return attach_int8(model, setting.backend, [torch.stack(images) for images in enough])
+
+
+def attach_for_video(model: VideoSegmenter, setting: Setting, video: str | Path) -> VideoSegmenter:
+    """Have the setting's backend run the model for one stream, in int8 calibrated on the first frames of a video."""
+    from steadyseg.video import read  # needed by measurements on videos only
+
+    frames = [frame.image for frame in islice(read(video), 8)] if setting.precision == "int8" else []
+    return attach(model, replace(setting, streams=1), frames)
 
 
 def follow(model: VideoSegmenter, setting: Setting) -> Callable[[Round], Round]:

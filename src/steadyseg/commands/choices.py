@@ -48,6 +48,7 @@ def merged_options(interval: int | None, options: str) -> dict[str, Any]:
 def load_network(
     model: str,
     device: str,
+    *,
     method: str | None,
     options: dict[str, Any],
     backend: Backend = "torch",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from steadyseg import console
@@ -96,14 +97,15 @@ def evaluate(
     named = metrics.split(",") if metrics is not None else ()
     scorers = [scoring.build(name, source, variants) for name in named] or scoring.standard(source, variants)
     changes = merged_options(interval, options)
+    runner: dict[str, Any] = {"backend": backend, "graphs": graphs, "precision": precision}
     frames = len(section.starts) * sum(map(source.length, source.names))
     with console.progress(f"{entry.source} {entry.split}", frames) as advance, autocast(device, precision):
         for start in section.starts:
             started = {**changes, "start": start} if start else changes
-            network = load_network(model, device, method, started, backend, graphs, precision)
+            network = load_network(model, device, method=method, options=started, **runner)
             scores = engine.evaluate(network, source, scorers, config=section, on_frame=advance)
     about: dict[str, Any] = {"model": model, "method": method, "interval": interval, "options": options or None}
-    about |= {"starts": section.starts, "backend": backend, "graphs": graphs, "precision": precision}
+    about |= {"starts": section.starts, **runner, "precision": _arithmetic(graphs, precision)}
     about |= {"data": entry.source, "split": entry.split, "only": entry.only}
     about |= {"base": section.base, "resize": section.resize, "alone": section.alone}
     classes = {name: value for scorer in scorers for name, value in _each_class(scorer, source.classes).items()}
@@ -120,6 +122,15 @@ def _section(config: str | None, data: str | None, place: dict[str, str | None])
     section = load(config).eval if config else EvalConfig()
     entry = section.source if data is None else SourceConfig(source=data, split="val")
     return replace(section, source=replace(entry, **_given(place)))
+
+
+def _arithmetic(graphs: str | None, precision: Precision) -> str:
+    """Return the precision of what was run: for graphs in int8 also that of their floats, where it is not fp32."""
+    from steadyseg.exported import read_about
+
+    if graphs is None or read_about(Path(graphs)).precision == "fp32":
+        return precision
+    return "int8" if precision == "fp32" else f"int8 and {precision}"
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -85,7 +85,8 @@ def predict(
     if max_frames:
         counts = [min(count or max_frames, max_frames) for count in counts]
     targets = _targets(videos, Path(out), "" if format == "labels" else ".mp4")
-    network = load_network(model or shipped_weights(method), device, method, changes, backend, graphs)
+    weights = model or shipped_weights(method)
+    network = load_network(weights, device, method=method, options=changes, backend=backend, graphs=graphs)
     if look_ahead and not looks_ahead(network):
         console.error("warning: --look-ahead changes nothing: this method never reads later frames")
     pairs = dict(zip(targets, videos, strict=True))
