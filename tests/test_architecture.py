@@ -20,7 +20,8 @@ PRIMITIVES = {"ops", "losses", "metrics", "data", "video"}
 MODEL = {"types", "flow", "ops", "backbones", "layers", "decoders", "losses"}
 BELOW_ENGINE = MODEL | PRIMITIVES | {"models", "config"}
 BELOW_TOOLS = BELOW_ENGINE | {"engine"}
-TOOLS = {"costs", "cuda_graphs", "backends", "benchmark", "export", "cluster", "app"}
+GRAPHS = {"exported", "quantisation"}
+TOOLS = {"costs", "cuda_graphs", "backends", "benchmark", "export", "cluster", "app"} | GRAPHS
 ALLOWED = {
     "types": set(),
     **{name: set() for name in PROGRAM},
@@ -36,8 +37,9 @@ ALLOWED = {
     "costs": BELOW_ENGINE,
     "cuda_graphs": {"types", "models"},
     "backends": BELOW_TOOLS,
-    **dict.fromkeys(("export", "cluster", "app"), BELOW_TOOLS | {"backends", "costs", "cuda_graphs"}),
-    "benchmark": BELOW_TOOLS | {"backends", "costs", "cuda_graphs", "allocator"},  # it starts programs of its own
+    **dict.fromkeys(GRAPHS, BELOW_TOOLS | {"backends"}),
+    **dict.fromkeys(("export", "cluster", "app"), BELOW_TOOLS | GRAPHS | {"backends", "costs", "cuda_graphs"}),
+    "benchmark": BELOW_TOOLS | {"backends", "costs", "cuda_graphs", "quantisation", "allocator"},  # starts programs
     "commands": BELOW_TOOLS | PROGRAM | TOOLS,
     "cli": PROGRAM | {"commands"},
     "": BELOW_TOOLS,  # the package's own __init__: public names

@@ -379,7 +379,7 @@ def test_the_command_shows_memory(
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["segformer", "--precision", "bf61"], "--precision is 'bf61'; expected fp32, bf16, fp16; did you mean 'bf16'"),
+        (["segformer", "--precision", "bf61"], "--precision is 'bf61'; expected fp32, bf16, fp16, int8; did you mean"),
         (["segformer", "--backend", "torch,"], "expected one or more, with commas between"),
         (["segformer", "--streams", "1,0"], "--streams is '0'; expected whole numbers of at least 1"),
         (["segformer", "--frames", "0"], "frames is 0; expected at least 1"),

@@ -173,6 +173,7 @@ def test_raft_pads_and_crops(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Network(torch.nn.Module):
         def forward(self, first: Tensor, second: Tensor, num_flow_updates: int) -> list[Tensor]:
+            assert not torch.is_autocast_enabled("cpu")
             calls.append((first.shape[-2:], num_flow_updates, first.min().item(), first.max().item()))
             return [torch.zeros(0), first[:, :2]]
 
@@ -182,7 +183,8 @@ def test_raft_pads_and_crops(monkeypatch: pytest.MonkeyPatch) -> None:
     flow = build_flow("raft")
     flow.start("video")
     assert flow.name == "raft"
-    found = flow(Frame(image, 0, 0.0), Frame(image, 1, 0.0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = flow(Frame(image, 0, 0.0), Frame(image, 1, 0.0))
     assert calls == [((136, 128), 20, -1.0, 1.0)]
     assert torch.allclose(found, image[:2].float() / 127.5 - 1)  # the crop undoes the padding
 

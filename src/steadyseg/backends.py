@@ -249,7 +249,7 @@ def trace(
         torch's ONNXProgram.
     """
     needs("onnx")
-    with torch.inference_mode(False), torch.no_grad(), _quiet():
+    with torch.inference_mode(False), torch.no_grad(), quiet():
         examples = tuple(tensor.clone(memory_format=torch.contiguous_format) for tensor in inputs.values())
         with torch.autocast(model.class_weights.device.type, enabled=False):
             function(*examples)  # refuses what does not fit, and merges the weights, which become constants
@@ -266,10 +266,17 @@ def trace(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes on operators of other libraries, and on what it merges, from the user's screen."""
+def quiet() -> Iterator[None]:
+    """Keep the notes of the libraries that write ONNX from the user's screen."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
+    root, silent = logging.getLogger(), logging.NullHandler()
+    root.addHandler(silent)  # without any handler, a library's first note installs one for good
+
+    def is_error(record: logging.LogRecord) -> bool:  # asked for what is logged on the root itself, as some of them do
+        return record.levelno >= logging.ERROR
+
+    root.addFilter(is_error)
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
@@ -277,5 +284,7 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        root.removeFilter(is_error)
+        root.removeHandler(silent)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

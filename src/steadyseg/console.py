@@ -124,7 +124,8 @@ def exported(batch: int | None, differences: Iterable[Any]) -> None:
     for entry in differences:
         line(
             f"{entry.runtime}, {entry.length} frames, {entry.frames}: largest difference of a score {entry.scores:.1e} "
-            f"of the largest; {entry.labels} of {entry.pixels} labels differ"
+            f"of the largest; {entry.labels} of {entry.pixels} labels differ, "
+            f"{100 * (1 - entry.labels / entry.pixels):.2f} % are the same"
         )
 
 
@@ -157,12 +158,11 @@ def benchmark(report: dict[str, Any], *, as_json: bool) -> None:
                 cost.add_row(name, parameters, what, form, *numbers)
     _show(cost)
     _show(speed)
-    peaks = sorted({round(result["peak_gflops"]) for result in results})
-    if peaks:
-        line(
-            "Spread: distance of the quartiles by the median, of whole key intervals. Peak: a large matrix product, "
-            f"{' to '.join(str(peak) for peak in dict.fromkeys((peaks[0], peaks[-1])))} GFLOP/s."
-        )
+    peaks = sorted({round(result["peak_gflops"]) for result in results if result["peak_gflops"] is not None})
+    if results:
+        shown = " to ".join(str(peak) for peak in dict.fromkeys((*peaks[:1], *peaks[-1:])))
+        peak = f" Peak: a large matrix product, {shown} GFLOP/s." if peaks else ""
+        line(f"Spread: distance of the quartiles by the median, of whole key intervals.{peak}")
     for result in results:
         if "parts" in result:
             _parts(_subject(result, varied), result["parts"])
@@ -198,7 +198,8 @@ def _add_times(rows: Table, name: str, result: dict[str, Any]) -> None:
         numbers = [f"{time[which]:.1f}" for which in ("mean", "median", "p95")]
         numbers += ["" if spread is None else f"{100 * spread:.1f}", f"{summary['fps']:.1f}"]
         if "peak_memory_mib" in summary:
-            numbers += [f"{100 * summary['share_of_peak']:.0f}", f"{summary['peak_memory_mib']:.0f}"]
+            share = summary["share_of_peak"]
+            numbers += ["" if share is None else f"{100 * share:.0f}", f"{summary['peak_memory_mib']:.0f}"]
         rows.add_row(escape(kind), *numbers)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -16,20 +18,27 @@ from torch.export import Dim
 from torch.onnx import OnnxExporterError
 
 import steadyseg
-from steadyseg.backends import Session, needs, open_onnxruntime, open_openvino, openvino_core, trace
-from steadyseg.config import options_to_dict
+from steadyseg.backends import Name, needs, openvino_core, trace
 from steadyseg.engine.stream import to_labels
+from steadyseg.exported import ABOUT, ExportedGraphs, identity, read_about
 from steadyseg.models.base import Backend, Graph, VideoSegmenter
+from steadyseg.quantisation import Calls, quantise, record
 from steadyseg.types import ConfigError, DataError
-from steadyseg.video import read
+from steadyseg.video import probe, read
 from steadyseg.video.output import Output, naming
 
 Format = Literal["onnx", "openvino"]
 SUFFIXES = {"onnx": (".onnx",), "openvino": (".xml", ".bin")}
-ABOUT = "steadyseg.json"
-"""The file that says what the others are."""
 TOLERANCE = 1e-4
-"""Largest difference of a score, relative to the largest score of its frame."""
+"""Largest difference of a score in fp32, relative to the largest score of its frame."""
+AGREEMENT = 0.5
+"""Smallest part of the labels that graphs in 8-bit integers have in common with torch."""
+SAMPLES = 24
+"""Calibration frames, about; more where a method needs more to run all of its graphs."""
+LEAST_SAMPLES = 16
+"""Fewer are refused."""
+ADAPTIVE = 12
+"""Least number of neighbouring calibration frames where the video decides on key frames."""
 EXAMPLE = (96, 160)
 """Size of the frames with which a graph of any size is traced."""
 CHECKED = (101, 150)
@@ -68,6 +77,7 @@ def export(
     format: Format = "onnx",
     size: tuple[int, int] | None,
     video: str | Path | None = None,
+    calibration: str | Path | None = None,
     overwrite: bool = False,
     on_graph: Callable[[], None] | None = None,
 ) -> Report:
@@ -79,6 +89,8 @@ def export(
         format: ONNX, or OpenVINO's own.
         size: height and width of a frame; None for any.
         video: whose first frames the check streams, beside random ones.
+        calibration: a video that gives the scales of 8-bit integers, in which the graphs then compute; the check
+            streams its first frames in place of random ones. None for fp32.
         overwrite: whether an existing folder of exported graphs may be replaced.
         on_graph: called after every graph, for progress.
 
@@ -86,29 +98,35 @@ def export(
         What was written, and how it differs from torch.
 
     Raises:
-        ConfigError: if a library is missing, the output cannot be written, or the method has no graph of any size.
-        DataError: if the graphs do not compute the same, or the video cannot be read.
+        ConfigError: if a library is missing, the output cannot be written, the method has no graph of any size, or the
+            key interval is 1, so that a graph never runs in the calibration.
+        DataError: if the graphs do not compute the same (in 8-bit integers: if most labels differ), a video cannot be
+            read, or it is too short or too still for the calibration.
         ShapeError: if frames of this size are too small for the model.
     """
     needs("onnx")
     needs("openvino" if format == "openvino" else "onnxruntime")
+    if calibration is not None:
+        needs("onnxruntime")  # it quantises
     output = Output(out, overwrite=overwrite)
     output.open_folder(*SUFFIXES[format], ".json")
     try:
+        calls, frames = ({}, None) if calibration is None else _calibrate(model, size, calibration)
         batch, graphs = _free_batch(model, size, on_graph)
         about = _about(model, size, batch)
+        about |= {"precision": "int8" if calls else "fp32", "calibration_frames": frames}
+        if calls:
+            graphs = {name: quantise(graph, calls[name].inputs) for name, graph in graphs.items()}
         files = _write(graphs, about, output.part, format)
         with naming(output.path):
             text = json.dumps({**about, "graphs": files}, indent=1)
             (output.part / ABOUT).write_text(f"{text}\n", encoding="utf-8")
-        differences = tuple(_differences(model, output.part, files, _videos(model, size or CHECKED, batch, video)))
+        videos = _videos(model, size, batch, [entry for entry in (calibration, video) if entry is not None])
+        if calls:
+            del videos["random"]  # noise is far from what the scales are for
+        differences = tuple(_differences(model, output.part, videos))
         for difference in differences:
-            if not difference.scores <= TOLERANCE:
-                raise DataError(
-                    f"in {difference.runtime} the exported graphs differ from torch by {difference.scores:.1e} of the "
-                    f"largest score ({difference.frames} frames); expected at most {TOLERANCE:.0e}, so {out} is not "
-                    "written: try another --size or --format"
-                )
+            _check(difference, out, is_exact=not calls)
         output.commit()
     finally:
         output.discard()
@@ -140,6 +158,52 @@ def _free_batch(
                 f"{name} with these options has no graph for any size; give one: --size 480x853"
             ) from error
         raise
+
+
+def _calibrate(model: VideoSegmenter, size: tuple[int, int] | None, video: str | Path) -> tuple[dict[str, Calls], int]:
+    """Stream stretches of a video in torch, each anew; -> what every graph is called with, and how many frames ran.
+
+    Raises:
+        ConfigError: if the key interval is 1, so that a graph never runs.
+        DataError: if the video cannot be read, or is too short or too still to run all graphs.
+    """
+    length = max(1 - min(model.offsets), model.period) + model.period
+    length = length if model.is_periodic else max(length, ADAPTIVE)
+    calls: dict[str, Calls] = {}
+    count = 0
+    for images in _stretches(video, length):
+        count += len(images)
+        frames = [_resized(image[None], size) for image in images]  # each [1, 3, H, W]
+        for name, found in record(model, frames).items():
+            calls.setdefault(name, Calls(found.function, [])).inputs.extend(found.inputs)
+    for name in _graphs(model, size or EXAMPLE, 1):
+        if name not in calls and model.is_periodic and model.period == 1:
+            raise ConfigError(f"with interval 1 the graph '{name}' never runs: take --interval 2 or more")
+        if name not in calls:
+            raise DataError(f"the graph '{name}' never runs on {count} frames of {video}: give --int8 another video")
+    return calls, count
+
+
+def _stretches(video: str | Path, length: int) -> Iterator[list[Tensor]]:
+    """Yield stretches of neighbouring frames, each uint8 [3, H, W], spread over all of a video.
+
+    Raises:
+        DataError: at the end, if they hold fewer than LEAST_SAMPLES frames.
+    """
+    count = probe(video).frames or sum(1 for _ in read(video, on_error="skip"))
+    length = min(length, count)
+    number = max(2, SAMPLES // length)
+    starts = {(count - length) * index // (number - 1) for index in range(number)}
+    recent: deque[Tensor] = deque(maxlen=length)
+    taken: set[int] = set()
+    for last, frame in enumerate(read(video, on_error="skip")):
+        recent.append(frame.image)
+        first = last + 1 - length
+        if first in starts:
+            taken.update(range(first, last + 1))
+            yield list(recent)
+    if len(taken) < LEAST_SAMPLES:
+        raise DataError(f"{video} has {len(taken)} frames for --int8; expected at least {LEAST_SAMPLES}: give more")
 
 
 def _trace_all(
@@ -201,9 +265,7 @@ def _about(model: VideoSegmenter, size: tuple[int, int] | None, batch: int | Non
     """What a program needs to know to run the graphs as `step` does."""
     return {
         "version": steadyseg.__version__,
-        "method": type(model).__module__.rpartition(".")[2],
-        "config": options_to_dict(model.config),
-        "classes": model.classes,
+        **identity(model),
         "palette": model.palette,
         "size": size,
         "batch": batch,
@@ -233,49 +295,72 @@ def _layout(value: Any) -> Any:
 # ---- the check ---------------------------------------------------------------------------------------------------
 
 
-class Files:
-    """A backend that runs the graphs of a folder."""
-
-    def __init__(self, folder: Path, files: Mapping[str, Mapping[str, Any]], runtime: str) -> None:
-        start = open_openvino if runtime == "openvino" else open_onnxruntime
-        self.sessions: dict[str, Session] = {name: start(str(folder / entry["file"])) for name, entry in files.items()}
-
-    def __call__(self, name: str, function: Callable[..., Any], *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Run a graph; see models.base.Backend."""
-        return self.sessions[name](*tensors)
-
-
 def _videos(
-    model: VideoSegmenter, size: tuple[int, int], batch: int | None, video: str | Path | None
+    model: VideoSegmenter, size: tuple[int, int] | None, batch: int | None, sources: Iterable[str | Path]
 ) -> dict[str, Tensor]:
-    """What is streamed in the check: random frames and the first ones of a video, each uint8 [T, B, 3, H, W]."""
+    """What is streamed in the check: random frames and the first ones of videos, each uint8 [T, B, 3, H, W].
+
+    Videos keep their own size where graphs take any.
+    """
     count = max(9, 2 * model.period + 1)
-    videos = {"random": _random(count, (batch or 2, 3, *size))}
-    if video is not None:
-        real = torch.stack([frame.image for frame in islice(read(video), count)])  # [T, 3, H, W]
-        if real.shape[2:] != size:
-            real = F.interpolate(real.float(), size=size, mode="area").round().to(torch.uint8)
-        videos[str(video)] = real[:, None].repeat(1, batch or 1, 1, 1, 1)  # [T, B, 3, H, W]
+    videos = {"random": _random(count, (batch or 2, 3, *(size or CHECKED)))}
+    for source in sources:
+        images = [frame.image for frame in islice(read(source, on_error="skip"), count)]
+        real = _resized(torch.stack(images), size)  # [T, 3, H, W]
+        videos[str(source)] = real[:, None].repeat(1, batch or 1, 1, 1, 1)  # [T, B, 3, H, W]
     return videos
 
 
-def _differences(
-    model: VideoSegmenter, folder: Path, files: Mapping[str, Mapping[str, Any]], videos: Mapping[str, Tensor]
-) -> Iterator[Difference]:
-    """Stream through the files and through torch, in every runtime that reads them and is installed, and compare."""
-    is_onnx = next(iter(files.values()))["file"].endswith(".onnx")
-    others = ["openvino"] if not is_onnx or find_spec("openvino") else []
-    for runtime in [*(["onnxruntime"] if is_onnx else []), *others]:
-        backend = Files(folder, files, runtime)
+def _resized(frames: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Average uint8 [T, 3, H, W] to a size; None keeps theirs."""
+    if size in (None, tuple(frames.shape[2:])):
+        return frames
+    return F.interpolate(frames.float(), size=size, mode="area").round().to(torch.uint8)
+
+
+def _differences(model: VideoSegmenter, folder: Path, videos: dict[str, Tensor]) -> Iterator[Difference]:
+    """Stream through the files of a folder and through torch, in every runtime that reads them and is installed."""
+    graphs = read_about(folder).graphs
+    is_onnx = all(entry.file.endswith(".onnx") for entry in graphs.values())
+    others: list[Name] = ["openvino"] if not is_onnx or find_spec("openvino") else []
+    firsts: list[Name] = ["onnxruntime"] if is_onnx else []
+    for runtime in (*firsts, *others):
+        backend = ExportedGraphs(folder, graphs, runtime)
         for name, frames in videos.items():
             yield Difference(runtime, name, len(frames), *_compare(model, backend, frames))
+
+
+def _check(difference: Difference, out: Path, *, is_exact: bool) -> None:
+    """Refuse graphs that do not compute what torch does.
+
+    Raises:
+        DataError: if scores differ, or, where they need not be exact, most labels.
+    """
+    if is_exact and not difference.scores <= TOLERANCE:
+        raise DataError(
+            f"in {difference.runtime} the exported graphs differ from torch by {difference.scores:.1e} of the "
+            f"largest score ({difference.frames} frames); expected at most {TOLERANCE:.0e}, so {out} is not "
+            "written: try another --size or --format"
+        )
+    if math.isnan(difference.scores):
+        raise DataError(
+            f"in {difference.runtime} scores of the exported graphs are no numbers ({difference.frames}), so {out} is "
+            "not written: try another --int8 or --format"
+        )
+    agreement = 1 - difference.labels / difference.pixels
+    if agreement < AGREEMENT:
+        raise DataError(
+            f"in {difference.runtime} the exported graphs give {100 * agreement:.1f} % of torch's labels "
+            f"({difference.frames}); expected at least {100 * AGREEMENT:.0f} %, so {out} is not written: give --int8 a "
+            "video like those to be segmented"
+        )
 
 
 @torch.inference_mode()
 def _compare(model: VideoSegmenter, backend: Backend, frames: Tensor) -> tuple[float, int, int]:
     """Stream frames uint8 [T, B, 3, H, W] through torch and a backend; -> `scores`, `labels`, `pixels`."""
     size = (frames.shape[3], frames.shape[4])
-    score, labels = 0.0, 0
+    scores, labels = [], 0
     states: list[Any] = [None, None]
     previous = model.backend
     try:
@@ -286,11 +371,11 @@ def _compare(model: VideoSegmenter, backend: Backend, frames: Tensor) -> tuple[f
                 found, states[side] = model.step(frame, states[side])
                 logits.append(found)
             plain, ours = logits  # [B, K, h, w]
-            score = max(score, float((ours - plain).abs().max() / plain.abs().max()))
+            scores.append((ours - plain).abs().max() / plain.abs().max())
             labels += int((to_labels(ours, size) != to_labels(plain, size)).sum())
     finally:
         model.backend = previous
-    return score, labels, frames[:, :, 0].numel()
+    return float(torch.stack(scores).max()), labels, frames[:, :, 0].numel()  # NaN if one of them is
 
 
 def _random(count: int, shape: tuple[int, ...]) -> Tensor:

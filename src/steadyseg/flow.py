@@ -240,14 +240,15 @@ class RAFTFlow:
 
     @torch.no_grad()
     def __call__(self, first: Frame, second: Frame) -> Tensor:
-        """Return float32 [2, H, W], on the device of the frames."""
+        """Return float32 [2, H, W], on the device of the frames; in full precision also within autocast."""
         height, width = first.image.shape[-2:]
         # RAFT takes multiples of 8, at least 128; as in the VSPW evaluation the border is repeated on both sides.
         rows, columns = (max(-(-side // 8) * 8, _RAFT_SIDE) - side for side in (height, width))
         top, left = rows // 2, columns // 2
         padding = (left, columns - left, top, rows - top)
         pair = [F.pad(f.image[None].float() / 127.5 - 1, padding, mode="replicate") for f in (first, second)]
-        flow = self._model.to(first.image.device)(*pair, num_flow_updates=20)[-1][0]  # [2, H', W']
+        with torch.autocast(first.image.device.type, enabled=False):
+            flow = self._model.to(first.image.device)(*pair, num_flow_updates=20)[-1][0]  # [2, H', W']
         return flow[:, top : top + height, left : left + width]
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from steadyseg.benchmark.host import memory_in_use, peak_memory
-from steadyseg.benchmark.setting import Setting, about, attach, autocast, prepare, rounds
-from steadyseg.benchmark.subject import build, follow, street
+from steadyseg.benchmark.setting import Setting, about, autocast, prepare, rounds
+from steadyseg.benchmark.subject import attach, attach_for_video, build, follow, street
 from steadyseg.engine.checkpoint import load_model
 from steadyseg.types import ConfigError
 from steadyseg.video import probe
@@ -33,7 +33,7 @@ def memory(name: str, setting: Setting) -> dict[str, Any]:
     _check_frames(setting.frames)
     prepare(setting)
     frames = street(setting)
-    run = follow(attach(build(name, setting, frames[0]), setting), setting)
+    run = follow(attach(build(name, setting, frames[0]), setting, frames), setting)
     record = _Record(setting)
     for images in rounds(frames, setting, setting.frames):
         run(images)
@@ -63,9 +63,10 @@ def memory_of_predict(name: str, setting: Setting, *, video: str | Path, method:
     prepare(setting)
     model = load_model(name, setting.device, method=method, options=dict(setting.options))
     info, record = probe(video), _Record(setting)
+    attach_for_video(model, setting, video)
     with tempfile.TemporaryDirectory() as folder, autocast(setting):
         config = PredictConfig(max_frames=setting.frames)
-        predict(attach(model, setting), video, out=Path(folder) / "out.mp4", config=config, on_frame=record.add)
+        predict(model, video, out=Path(folder) / "out.mp4", config=config, on_frame=record.add)
     _check_frames(record.count, f"{info.path.name} has {record.count} frames")
     what = {"model": name, "method": method, "video": info.path.name, "size": [info.height, info.width]}
     return {**what, **record.growth()}

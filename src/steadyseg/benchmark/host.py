@@ -49,7 +49,10 @@ def machine(setting: Setting, *others: Setting) -> dict[str, Any]:
         setting: of a measurement.
         others: of more of them, on the same device with as many threads; "setting" then holds what all have in common.
     """
-    libraries = [name for each in (setting, *others) for name in LIBRARIES.get(each.backend, ())]
+    every = (setting, *others)
+    libraries = [name for each in every for name in LIBRARIES.get(each.backend, ())]
+    if any(each.precision == "int8" for each in every):
+        libraries += LIBRARIES["onnxruntime"]  # it quantises
     wanted = dict.fromkeys(("steadyseg", "torch", "transformers", *libraries))
     common = {key: value for key, value in asdict(setting).items() if all(getattr(o, key) == value for o in others)}
     versions = {name: metadata.version(name) for name in wanted if find_spec(name)}

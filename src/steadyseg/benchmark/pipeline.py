@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from steadyseg.benchmark.clock import clocked, summary
-from steadyseg.benchmark.setting import Setting, attach, autocast, prepare
+from steadyseg.benchmark.setting import Setting, autocast, prepare
+from steadyseg.benchmark.subject import attach_for_video
 from steadyseg.engine.checkpoint import load_model
 from steadyseg.engine.stream import to_labels
 from steadyseg.models.base import VideoSegmenter
@@ -51,7 +52,8 @@ def stages(name: str, setting: Setting, *, video: str | Path, method: str | None
         DataError: if the video cannot be read.
     """
     prepare(setting)
-    model = attach(load_model(name, setting.device, method=method, options=dict(setting.options)), setting)
+    model = load_model(name, setting.device, method=method, options=dict(setting.options))
+    attach_for_video(model, setting, video)
     period = model.period if model.is_periodic else 1
     with tempfile.TemporaryDirectory() as folder, autocast(setting):
         times = _stage_times(model, setting, video, Path(folder) / "stages.mp4")

@@ -15,7 +15,7 @@ from steadyseg.costs import pingpong
 from steadyseg.models.base import VideoSegmenter
 from steadyseg.types import ConfigError
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Against = Literal["transformers", "clip"]
 """The transformers library's SegFormer of the same backbone, or the method itself with nothing remembered."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,7 +34,7 @@ class Setting:
     classes: int = 124
     """K."""
     precision: Precision = "fp32"
-    """bf16 and fp16 run under autocast."""
+    """bf16 and fp16 run under autocast; int8 takes openvino or onnxruntime, calibrated on the frames that are timed."""
     device: str = "cpu"
     """cpu or cuda."""
     backend: backends.Name = "torch"
@@ -95,11 +95,6 @@ def rounds(frames: Sequence[Tensor], setting: Setting, count: int) -> Iterator[R
         yield [ahead[(index - stream) % len(ahead)] for stream in range(setting.streams)]
 
 
-def attach(model: VideoSegmenter, setting: Setting) -> VideoSegmenter:
-    """Have the setting's backend run the model."""
-    return backends.attach(model, setting.backend, precision=setting.precision)
-
-
 def whole_intervals(model: VideoSegmenter, setting: Setting) -> int:
     """Return how many rounds are timed, so that key frames and those between are in their true shares."""
     return -(-setting.frames // model.period) * model.period
@@ -107,6 +102,6 @@ def whole_intervals(model: VideoSegmenter, setting: Setting) -> int:
 
 def autocast(setting: Setting) -> AbstractContextManager[Any]:
     """Return the precision as a context."""
-    if setting.precision == "fp32":
+    if setting.precision not in DTYPES:
         return nullcontext()
     return torch.autocast(setting.device, DTYPES[setting.precision])

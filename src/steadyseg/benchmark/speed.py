@@ -18,8 +18,8 @@ from steadyseg.benchmark.clock import clocked, of_periods, quartiles, summary
 from steadyseg.benchmark.host import peak_gflops, peak_memory
 from steadyseg.benchmark.parts import parts
 from steadyseg.benchmark.reference import TransformersProcess, forgetful
-from steadyseg.benchmark.setting import Round, Setting, about, attach, prepare, rounds, whole_intervals
-from steadyseg.benchmark.subject import build, follow, street
+from steadyseg.benchmark.setting import Round, Setting, about, prepare, rounds, whole_intervals
+from steadyseg.benchmark.subject import attach, build, follow, street
 from steadyseg.costs import costs
 from steadyseg.engine.checkpoint import load_model
 from steadyseg.models.base import VideoSegmenter
@@ -36,14 +36,15 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
         What was measured, as `about` says it, and plain numbers: parameters; multiply-adds of a frame; what
         `summary` says of the times of a round of one frame from every stream; "parts", where asked for; MiB;
         "peak_gflops" of a large matrix product; and "share_of_peak", how much of it the method reaches: two operations
-        for each multiply-add executed here, products of attention included, by the mean time.
+        for each multiply-add executed here, products of attention included, by the mean time. Both are None in int8, in
+        which torch has no such product.
 
     Raises:
         ConfigError: for an unknown method, backbone or device.
     """
     prepare(setting)
     frames = street(setting)
-    model = attach(build(name, setting, frames[0]), setting)
+    model = attach(build(name, setting, frames[0]), setting, frames)
     run = follow(model, setting)
     count = whole_intervals(model, setting)
     feed = rounds(frames, setting, setting.warmup + count)
@@ -58,7 +59,8 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
         what: {form: cost._asdict() for form, cost in forms.items()}
         for what, forms in costs(model, [frame[None] for frame in frames]).items()
     }
-    peak = peak_gflops(setting)
+    peak = None if setting.precision == "int8" else peak_gflops(setting)
+    operations = 2 * counted["stream"]["executed"]["full"] * timed["fps"]
     return {
         **about(name, setting),
         "period": model.period,
@@ -68,7 +70,7 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
         **apart,
         "peak_memory_mib": memory,
         "peak_gflops": peak,
-        "share_of_peak": 2 * counted["stream"]["executed"]["full"] * timed["fps"] / (1e9 * peak),
+        "share_of_peak": None if peak is None else operations / (1e9 * peak),
     }
 
 
@@ -114,7 +116,7 @@ def _in_turn(
     setting: Setting,
 ) -> dict[str, Any]:
     """Return what `compare` does; `theirs` gives its own seconds, and labels on any device."""
-    ours = attach(ours, setting)
+    ours = attach(ours, setting, frames)
     runs: dict[str, Callable[[Round], tuple[float, Round]]]
     runs = {"ours": partial(clocked, follow(ours, setting), is_cuda=setting.device == "cuda"), "theirs": theirs}
     times: dict[str, list[float]] = {"ours": [], "theirs": []}

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from steadyseg import backends
-from steadyseg.benchmark.setting import Round, Setting, autocast
+from steadyseg.benchmark.setting import Round, Setting, autocast, rounds
 from steadyseg.config import options_from_dict
 from steadyseg.costs import check_periodic
 from steadyseg.engine.stream import Stream
 from steadyseg.engine.streams import Streams
 from steadyseg.models import method
 from steadyseg.models.base import VideoSegmenter
+from steadyseg.quantisation import attach_int8, check_int8
 
 
 def check(name: str, setting: Setting) -> None:
@@ -28,7 +32,10 @@ def check(name: str, setting: Setting) -> None:
         ConfigError: for an unknown method or backbone, options that do not fit, an adaptive schedule, or a backend that
             is not there or lacks the device or the precision.
     """
-    backends.check(setting.backend, setting.device, setting.precision)
+    if setting.precision == "int8":
+        check_int8(setting.backend, setting.device)
+    else:
+        backends.check(setting.backend, setting.device, setting.precision)
     options = options_from_dict(name, {"backbone": setting.backbone, **setting.options})
     with torch.device("meta"):  # no weights
         check_periodic(method(name)(options, setting.classes))
@@ -63,6 +70,22 @@ def build(name: str, setting: Setting, frame: Tensor) -> VideoSegmenter:
                 else:
                     layer.bias -= logits.mean((0, 2, 3)).repeat(layer.groups)  # maybe of several variates
     return model.train().eval()  # merged weights are computed anew
+
+
+def attach(model: VideoSegmenter, setting: Setting, frames: Sequence[Tensor]) -> VideoSegmenter:
+    """Have the setting's backend run the model, in int8 calibrated on frames, each uint8 [3, H, W]."""
+    if setting.precision != "int8":
+        return backends.attach(model, setting.backend, precision=setting.precision)
+    enough = rounds(frames, setting, max(len(frames), 2 * model.period + 1))
+    return attach_int8(model, setting.backend, [torch.stack(images) for images in enough])
+
+
+def attach_for_video(model: VideoSegmenter, setting: Setting, video: str | Path) -> VideoSegmenter:
+    """Have the setting's backend run the model for one stream, in int8 calibrated on the first frames of a video."""
+    from steadyseg.video import read  # needed by measurements on videos only
+
+    frames = [frame.image for frame in islice(read(video), 8)] if setting.precision == "int8" else []
+    return attach(model, replace(setting, streams=1), frames)
 
 
 def follow(model: VideoSegmenter, setting: Setting) -> Callable[[Round], Round]:

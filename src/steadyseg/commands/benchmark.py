@@ -14,7 +14,7 @@ from steadyseg.commands.choices import Backend, Device, device_name, merged_opti
 if TYPE_CHECKING:
     from steadyseg.benchmark import Setting
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 Job = tuple[str, "Setting"]
 """A method and what is measured of it."""
 
@@ -56,7 +56,7 @@ def benchmark(
         options: other changes of the methods' options, such as "msda=off".
         size: heights x widths of a frame.
         classes: number of classes.
-        precision: arithmetic of the forward pass, fp32, bf16 or fp16.
+        precision: arithmetic of the forward pass, fp32, bf16, fp16, or int8, which openvino and onnxruntime have.
         device: where to run.
         backend: what runs the methods, but not what they are compared with: torch, compile, openvino or onnxruntime;
             the last two need steadyseg[export] and a CPU.

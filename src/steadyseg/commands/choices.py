@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from steadyseg.arguments import UsageError
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "sdcpc_mit_b0_camvid"
 Device = Literal["auto", "cpu", "cuda"]
 Backend = Literal["torch", "compile", "openvino", "onnxruntime"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def device_name(name: str) -> str:
@@ -43,12 +46,32 @@ def merged_options(interval: int | None, options: str) -> dict[str, Any]:
 
 
 def load_network(
-    model: str, device: str, method: str | None, options: dict[str, Any], backend: Backend = "torch"
+    model: str,
+    device: str,
+    *,
+    method: str | None,
+    options: dict[str, Any],
+    backend: Backend = "torch",
+    graphs: str | None = None,
+    precision: Precision = "fp32",
 ) -> VideoSegmenter:
+    """Load a model, and have it run by a backend, from a folder of exported graphs if one is given."""
     from steadyseg.backends import attach
     from steadyseg.engine.checkpoint import load_model
+    from steadyseg.exported import attach_folder
 
-    return attach(load_model(model, device_name(device), method=method, options=options), backend)
+    network = load_model(model, device_name(device), method=method, options=options)
+    if graphs is None:
+        return attach(network, backend, precision=precision)
+    return attach_folder(network, Path(graphs), backend, precision=precision)
+
+
+def autocast(device: str, precision: Precision) -> AbstractContextManager[Any]:
+    """Have what runs in torch, in this thread, compute in a precision; other backends have it already."""
+    import torch
+
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(device_name(device), kinds.get(precision), enabled=precision in kinds)
 
 
 def shipped_weights(method: str | None) -> str:

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from steadyseg import console
 from steadyseg.arguments import UsageError
-from steadyseg.commands.choices import Backend, Device, load_network, merged_options, read_size
+from steadyseg.commands.choices import (
+    Backend,
+    Device,
+    Precision,
+    autocast,
+    load_network,
+    merged_options,
+    read_size,
+)
+
+if TYPE_CHECKING:
+    from steadyseg.config import EvalConfig
 
 
 def evaluate(
@@ -35,6 +47,8 @@ def evaluate(
     per_class: bool = False,
     device: Device = "auto",
     backend: Backend = "torch",
+    graphs: str | None = None,
+    precision: Precision = "fp32",
     json: bool = False,
 ) -> None:
     """Score a model on a data set.
@@ -62,22 +76,20 @@ def evaluate(
         per_class: also show the IoU of every class; JSON always has it.
         device: where to run.
         backend: what runs the model; openvino and onnxruntime need steadyseg[export] and a CPU.
+        graphs: a folder that steadyseg export wrote for this model, which openvino or onnxruntime then run.
+        precision: arithmetic of the forward pass; of exported graphs in 8-bit integers, that of the rest.
         json: print one JSON document.
     """
     from steadyseg import metrics as scoring
-    from steadyseg.config import EvalConfig, load
-    from steadyseg.data import SourceConfig, open_source
+    from steadyseg.data import open_source
     from steadyseg.engine import evaluate as engine
 
     if data is None and config is None:
         raise UsageError("eval: no data given; expected --data, or --config whose eval section names it")
-    section = load(config).eval if config else EvalConfig()
+    section = _section(config, data, {"root": root, "split": split, "only": only})
     sizes: dict[str, Any] = {"base": read_size(base, "--base") if base else None, "resize": resize}
-    section = replace(section, **{name: value for name, value in sizes.items() if value is not None})
-    section = replace(section, alone=alone or section.alone)
-    entry = section.source if data is None else SourceConfig(source=data, split="val")
-    place: dict[str, Any] = {"root": root, "split": split, "only": only}
-    entry = replace(entry, **{name: value for name, value in place.items() if value is not None})
+    section = replace(section, **_given(sizes), alone=alone or section.alone)
+    entry = section.source
     variants = scoring.MetricConfig(
         absent=absent, protocol=protocol, flow=flow, flow_root=flow_root, mode=tc_mode, occlusion=occlusion
     )
@@ -85,18 +97,44 @@ def evaluate(
     named = metrics.split(",") if metrics is not None else ()
     scorers = [scoring.build(name, source, variants) for name in named] or scoring.standard(source, variants)
     changes = merged_options(interval, options)
+    runner: dict[str, Any] = {"backend": backend, "graphs": graphs, "precision": precision}
     frames = len(section.starts) * sum(map(source.length, source.names))
-    with console.progress(f"{entry.source} {entry.split}", frames) as advance:
+    with console.progress(f"{entry.source} {entry.split}", frames) as advance, autocast(device, precision):
         for start in section.starts:
-            network = load_network(model, device, method, {**changes, "start": start} if start else changes, backend)
+            started = {**changes, "start": start} if start else changes
+            network = load_network(model, device, method=method, options=started, **runner)
             scores = engine.evaluate(network, source, scorers, config=section, on_frame=advance)
     about: dict[str, Any] = {"model": model, "method": method, "interval": interval, "options": options or None}
-    about |= {"starts": section.starts, "backend": backend, "data": entry.source, "split": entry.split}
-    about |= {"only": entry.only, "base": section.base, "resize": section.resize, "alone": section.alone}
+    about |= {"starts": section.starts, **runner, "precision": _arithmetic(graphs, precision)}
+    about |= {"data": entry.source, "split": entry.split, "only": entry.only}
+    about |= {"base": section.base, "resize": section.resize, "alone": section.alone}
     classes = {name: value for scorer in scorers for name, value in _each_class(scorer, source.classes).items()}
     protocols = [scorer.protocol for scorer in scorers] + ["every frame alone, nothing remembered"] * section.alone
     report = {**about, "scores": scores, "protocols": protocols, "IoU": classes}
     console.scores(report, per_class=per_class, as_json=json)
+
+
+def _section(config: str | None, data: str | None, place: dict[str, str | None]) -> EvalConfig:
+    """Return the eval section of a config, or the default one, with the data that is given instead."""
+    from steadyseg.config import EvalConfig, load
+    from steadyseg.data import SourceConfig
+
+    section = load(config).eval if config else EvalConfig()
+    entry = section.source if data is None else SourceConfig(source=data, split="val")
+    return replace(section, source=replace(entry, **_given(place)))
+
+
+def _arithmetic(graphs: str | None, precision: Precision) -> str:
+    """Return the precision of what was run: for graphs in int8 also that of their floats, where it is not fp32."""
+    from steadyseg.exported import read_about
+
+    if graphs is None or read_about(Path(graphs)).precision == "fp32":
+        return precision
+    return "int8" if precision == "fp32" else f"int8 and {precision}"
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _each_class(metric: object, classes: Sequence[str]) -> dict[str, float]:

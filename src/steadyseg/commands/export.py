@@ -19,6 +19,7 @@ def export(
     format: Literal["onnx", "openvino"] = "onnx",
     size: str = "480x853",
     video: str | None = None,
+    int8: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a model as ONNX or OpenVINO files, one a graph, and check that they compute the same.
@@ -32,14 +33,18 @@ def export(
         format: of the files.
         size: height x width of a frame, or dynamic.
         video: also check on the first frames of this video.
+        int8: compute in 8-bit integers, calibrated on this video, folder of images or glob, which should look like the
+            videos to be segmented.
         overwrite: replace an existing folder of exported graphs.
     """
     from steadyseg import export as exporting
 
     wanted = None if size == "dynamic" else read_size(size, "--size")
-    network = load_network(model, "cpu", method, merged_options(interval, options))
+    network = load_network(model, "cpu", method=method, options=merged_options(interval, options))
     with console.err.status("exporting"):
-        report = exporting.export(network, Path(out), format=format, size=wanted, video=video, overwrite=overwrite)
+        report = exporting.export(
+            network, Path(out), format=format, size=wanted, video=video, calibration=int8, overwrite=overwrite
+        )
     for file in report.files:
         console.line(str(Path(out) / file))
     console.exported(report.batch, report.differences)

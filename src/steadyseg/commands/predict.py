@@ -37,6 +37,7 @@ def predict(
     overwrite: bool = False,
     device: Device = "auto",
     backend: Backend = "torch",
+    graphs: str | None = None,
 ) -> None:
     """Segment videos.
 
@@ -60,6 +61,7 @@ def predict(
         overwrite: replace an existing output.
         device: where to run.
         backend: what runs the model; openvino and onnxruntime need steadyseg[export] and a CPU.
+        graphs: a folder that steadyseg export wrote for this model, which openvino or onnxruntime then run.
     """
     if not videos:
         raise UsageError("predict: no video given; expected steadyseg predict VIDEO -o OUT")
@@ -89,7 +91,7 @@ def predict(
     chosen = model or shipped_weights(method)
     if method and not model:
         console.error(f"--method {method} runs the weights {chosen}")
-    network = load_network(chosen, device, method, changes, backend)
+    network = load_network(chosen, device, method=method, options=changes, backend=backend, graphs=graphs)
     if look_ahead and not looks_ahead(network):
         console.error("warning: --look-ahead changes nothing: this method never reads later frames")
     pairs = dict(zip(targets, videos, strict=True))
