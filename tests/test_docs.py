@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import re
 import shlex
+import typing
 from collections.abc import Iterator
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -27,6 +28,7 @@ from steadyseg.config import options_from_dict, parse_options
 from steadyseg.costs import count
 from steadyseg.engine import checkpoint
 from steadyseg.layers import to_map, to_tokens
+from steadyseg.metrics import MetricConfig
 from steadyseg.models.base import ModelConfig, VideoSegmenter
 from steadyseg.types import ConfigError
 
@@ -129,7 +131,8 @@ FLAGS = {
     for action in build_parser(name, command)._actions
     for flag in action.option_strings
 }
-NAMES = {*METHODS, *config.names(), *checkpoint.names(), *backbones.names(), *data.names(), *cli.COMMANDS}
+VARIANTS = {value for hint in typing.get_type_hints(MetricConfig).values() for value in typing.get_args(hint)}
+NAMES = {*METHODS, *config.names(), *checkpoint.names(), *backbones.names(), *data.names(), *cli.COMMANDS, *VARIANTS}
 
 
 METHOD_OF = {name: config.load(name).method for name in config.names()}
