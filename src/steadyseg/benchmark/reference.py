@@ -45,7 +45,7 @@ class TransformersProcess:
     where people run it. Where the environment says what to do with freed memory, that holds for both.
 
     Args:
-        setting: backbone, size, classes, device, precision, threads and seed.
+        setting: backbone, size, classes, device, threads and seed.
         frame: uint8 [3, H, W], by which the classifier is set.
         folder: where its weights are saved, when the with-block begins.
 
@@ -107,8 +107,10 @@ def _answer(frames: np.ndarray) -> tuple[float, np.ndarray]:
 def transformers_segformer(setting: Setting, frame: Tensor, folder: Path) -> Callable[[Round], Round]:
     """Return transformers' SegFormer as a function of frames, with random weights that are saved to a folder.
 
+    It computes in fp32, as it loads, whatever the precision of what is compared with it.
+
     Args:
-        setting: backbone, size, classes, device and precision.
+        setting: backbone, size, classes and device.
         frame: uint8 [3, H, W], by which the classifier is set.
         folder: where to.
     """
@@ -128,9 +130,8 @@ def transformers_segformer(setting: Setting, frame: Tensor, folder: Path) -> Cal
 
     @torch.inference_mode()
     def run(frames: Round) -> Round:
-        with autocast(setting):
-            full = F.interpolate(logits(torch.stack(frames)), size=setting.size, mode="bilinear", align_corners=False)
-            return list(full.argmax(1).to(torch.uint8))
+        full = F.interpolate(logits(torch.stack(frames)), size=setting.size, mode="bilinear", align_corners=False)
+        return list(full.argmax(1).to(torch.uint8))
 
     with torch.no_grad():
         model.decode_head.classifier.bias -= logits(frame[None]).mean((0, 2, 3))  # labels vary over the image
