@@ -204,7 +204,7 @@ def test_train_eval_and_predict_with_what_was_trained(tmp_path: Path, capsys: py
     assert cli.main([*scored, "--metrics", "iou", "--per-class", "--only", "*"]) == 0
     assert all(name in text for text in [capsys.readouterr().out] for name in report["IoU"])
     assert cli.main([*scored, "--only", "nothing*"]) == 2
-    assert "no video matches 'nothing*'; expected a pattern for names such as" in capsys.readouterr().err
+    assert "no video of split 'val' matches 'nothing*'; expected a pattern for names such as" in capsys.readouterr().err
 
 
 def test_train_takes_a_time_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

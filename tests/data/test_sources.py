@@ -56,6 +56,6 @@ def test_only_the_videos_that_match():
     some = open_source(SourceConfig(split="val", videos=12, only="val-001*"))
     assert some.names == ("val-0010", "val-0011") == every.names[10:]
     with pytest.raises(
-        ConfigError, match=r"no video matches 'test\*'; expected a pattern for names such as val-0000, "
+        ConfigError, match=r"no video of split 'val' matches 'test\*'; expected a pattern for names such as val-0000, "
     ):
         open_source(SourceConfig(split="val", videos=12, only="test*"))
