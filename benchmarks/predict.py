@@ -11,18 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from steadyseg.benchmark import Setting, machine
+from trees import call, trees
 
-HERE = Path(__file__).parents[1]
+from steadyseg.benchmark import Setting, machine
 
 
 def run(tree: Path, video: Path, model: str, frames: int | None) -> float:
@@ -30,16 +26,7 @@ def run(tree: Path, video: Path, model: str, frames: int | None) -> float:
     with tempfile.TemporaryDirectory() as folder:
         words = ["predict", str(video), "-o", f"{folder}/out.mp4", "--model", model]
         words += ["--max-frames", str(frames)] if frames else []
-        program = "import sys; from steadyseg.cli import main; sys.exit(main())"
-        environment = {**os.environ, "PYTHONPATH": str(tree / "src")}
-        begin = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", program, *words], env=environment, capture_output=True, text=True, check=False
-        )
-        spent = time.perf_counter() - begin
-    if done.returncode:
-        raise SystemExit(f"{tree}: {done.stderr.strip().splitlines()[-1]}")
-    return spent
+        return call(tree, words)
 
 
 def main() -> None:
@@ -52,10 +39,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each tree, in turn")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    trees = {"this": HERE, **({"other": arguments.against.resolve()} if arguments.against else {})}
-    seconds: dict[str, list[float]] = {name: [] for name in trees}
+    sides = trees(arguments.against)
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(arguments.repeats):
-        for name, tree in trees.items():
+        for name, tree in sides.items():
             seconds[name].append(run(tree, arguments.video.resolve(), arguments.model, arguments.frames))
     report: dict[str, Any] = {
         "video": arguments.video.name,

@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from steadyseg.benchmark import DTYPES, Setting, machine
+from steadyseg.backends import autocast
+from steadyseg.benchmark import Setting, machine
 from steadyseg.data.streets import StreetsSource
 from steadyseg.engine.checkpoint import load_model
 from steadyseg.engine.stream import Stream
@@ -94,10 +95,9 @@ def compare(model: VideoSegmenter, streams: int, options: argparse.Namespace) ->
 def clock(way: Way, frames: dict[int, Tensor], options: argparse.Namespace) -> tuple[float, dict[int, Tensor]]:
     """Return the seconds of one round, on a GPU until it has done all, and the labels."""
     finish = torch.cuda.synchronize if options.device == "cuda" else lambda: None
-    dtype = DTYPES.get(options.precision)
     finish()
     start = time.perf_counter()
-    with torch.autocast(options.device, dtype, enabled=dtype is not None):
+    with autocast(options.device, options.precision):
         labels = way(frames)
     finish()
     return time.perf_counter() - start, labels

@@ -12,9 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +19,10 @@ from statistics import median
 from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from trees import call, trees
 
 from steadyseg import config
 from steadyseg.benchmark import Setting, machine
-
-HERE = Path(__file__).parents[1]
 
 
 def run(tree: Path, name: str, steps: int, skipped: int) -> list[float]:
@@ -34,12 +30,7 @@ def run(tree: Path, name: str, steps: int, skipped: int) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         words = [name, "--out", f"{folder}/run", f"train.iterations={steps + skipped}", "train.log_every=1"]
         changes = ["train.init=null", "train.workers=1", "train.checkpoint_minutes=1000"]
-        environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1"}
-        program = "import sys; from steadyseg.cli import main; sys.exit(main())"
-        command = [sys.executable, "-c", program, "train", *words, *changes]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{tree}: {done.stderr.strip().splitlines()[-1]}")
+        call(tree, ["train", *words, *changes], OMP_NUM_THREADS="1")
         events = EventAccumulator(f"{folder}/run/log")
         events.Reload()
         times = [event.wall_time for event in events.Scalars("loss")][skipped - 1 :]
@@ -56,10 +47,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each tree, in turn")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    trees = {"this": HERE, **({"other": arguments.against.resolve()} if arguments.against else {})}
-    seconds: dict[str, list[float]] = {name: [] for name in trees}
+    sides = trees(arguments.against)
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(arguments.repeats):
-        for name, tree in trees.items():
+        for name, tree in sides.items():
             seconds[name] += run(tree, arguments.config, arguments.steps, arguments.skipped)
     experiment = config.load(arguments.config)
     size = experiment.data.augment.crop

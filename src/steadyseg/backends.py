@@ -13,7 +13,7 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from importlib import import_module
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from steadyseg.types import ConfigError
 
 Name = Literal["torch", "compile", "openvino", "onnxruntime"]
 Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 OPSET = 20
 """Of the ONNX files: the first with GELU, and with samplers as they are now."""
 LIBRARIES = {"onnx": ("onnx", "onnxscript"), "onnxruntime": ("onnxruntime",), "openvino": ("openvino",)}
@@ -62,6 +63,11 @@ def attach(model: VideoSegmenter, name: Name, *, precision: Precision = "fp32") 
         backend = OnnxRuntime(model)
     model.backend = backend
     return model
+
+
+def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
+    """Have what runs in torch, in this thread, compute in bf16 or fp16; any other precision changes nothing."""
+    return torch.autocast(device, DTYPES[precision]) if precision in DTYPES else nullcontext()
 
 
 def check(name: Name, device: str, precision: Precision = "fp32") -> None:

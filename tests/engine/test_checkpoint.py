@@ -409,6 +409,8 @@ def test_names_paths_and_hub_ids(tmp_path, monkeypatch, huggingface):
             CheckpointError, match=r"neither a file, a folder, a shipped name nor owner/name; shipped are my_model"
         ):
             load_model(wrong)
+    with pytest.raises(CheckpointError, match="did you mean 'my_model'"):
+        load_model("my_modle")
     assert asked == ["owner/name"]
 
 

@@ -18,6 +18,7 @@ from steadyseg.data import open_source
 from steadyseg.engine import train as training
 from steadyseg.engine.checkpoint import load_model, save_model
 from steadyseg.engine.evaluate import evaluate
+from steadyseg.engine.progress import Bar
 from steadyseg.engine.train import InterruptError, seed_step, train
 from steadyseg.metrics import build, standard
 from steadyseg.types import CheckpointError, ConfigError, DataError, SteadysegError
@@ -77,6 +78,23 @@ def test_stop_by_signal_and_resume_equals_not_stopping(tmp_path, monkeypatch, nu
 
 
 @pytest.mark.gpu
+def test_a_resumed_run_says_where_it_goes_on(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    train(tiny.experiment(iterations=4, warmup=1), out)
+    assert "going on" not in capsys.readouterr().err
+    train(tiny.experiment(iterations=4, warmup=1), out, resume=True)
+    assert "the run is finished" in capsys.readouterr().err
+    with Bar(3, 4, show=True):
+        pass
+    assert "going on after step 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("warmup", "is_said"), [(3, False), (4, True)])
+def test_a_warm_up_that_never_ends_is_named(tmp_path, caplog, warmup, is_said):
+    train(tiny.experiment(iterations=4, warmup=warmup), tmp_path / "run")
+    assert (f"warm-up takes {warmup} of 4 steps" in caplog.text) == is_said
+
+
 def test_half_precision_resumes_with_its_loss_scale(tmp_path, monkeypatch):
     options = {"precision": "16-mixed", "clip_norm": 1.0, "accelerator": "gpu"}
     whole = train(tiny.experiment(**options), tmp_path / "whole")

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from steadyseg.benchmark.pipeline import stages as stages
     from steadyseg.benchmark.process import EndedError as EndedError
     from steadyseg.benchmark.reference import check_transformers as check_transformers
-    from steadyseg.benchmark.setting import DTYPES as DTYPES
     from steadyseg.benchmark.setting import Setting as Setting
     from steadyseg.benchmark.setting import about as about
     from steadyseg.benchmark.speed import compare as compare
@@ -29,7 +28,7 @@ _FILES = {
     "pipeline": ("stages",),
     "process": ("EndedError",),
     "reference": ("check_transformers",),
-    "setting": ("DTYPES", "Setting", "about"),
+    "setting": ("Setting", "about"),
     "speed": ("compare", "measure"),
     "subject": ("check",),
 }

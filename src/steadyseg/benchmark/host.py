@@ -21,7 +21,7 @@ from steadyseg.allocator import keep_freed_memory
 from steadyseg.backends import LIBRARIES
 from steadyseg.benchmark.clock import clocked
 from steadyseg.benchmark.process import Process
-from steadyseg.benchmark.setting import Setting, autocast
+from steadyseg.benchmark.setting import Setting, autocast, ended
 
 SIDES = {"cpu": 2048, "cuda": 8192}
 """Rows and columns of the matrices whose product gives the peak."""
@@ -33,12 +33,7 @@ def apart(function: Callable[..., dict[str, Any]], name: str, setting: Setting) 
     Raises:
         EndedError: if the process ends without a result.
     """
-    frames = "x".join(str(side) for side in setting.size)
-    ended = (
-        f"{name}: the process ended without a result, as when memory runs out; frames are {frames}, "
-        f"{setting.streams} at a time: take smaller or fewer ones"
-    )
-    with Process(ended, first=keep_freed_memory) as process:
+    with Process(ended(f"{name}: the process", setting), first=keep_freed_memory) as process:
         return process(function, name, setting)
 
 

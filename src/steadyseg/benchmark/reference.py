@@ -18,7 +18,7 @@ from steadyseg import allocator
 from steadyseg.backbones.mit import VARIANTS
 from steadyseg.benchmark.clock import clocked
 from steadyseg.benchmark.process import Process
-from steadyseg.benchmark.setting import Round, Setting, autocast, prepare
+from steadyseg.benchmark.setting import Round, Setting, autocast, ended, prepare
 from steadyseg.engine.stream import to_labels
 from steadyseg.models.base import MEAN, STD, VideoSegmenter
 from steadyseg.types import ConfigError
@@ -59,11 +59,7 @@ class TransformersProcess:
         self._inputs = (setting, frame.cpu().numpy(), folder)
 
     def __enter__(self) -> Self:
-        size = "x".join(str(side) for side in self._inputs[0].size)
-        self._process = Process(
-            f"the process of transformers' SegFormer ended, as when memory runs out; frames are {size}, "
-            f"{self._inputs[0].streams} at a time: take smaller or fewer ones"
-        )
+        self._process = Process(ended("the process of transformers' SegFormer", self._inputs[0]))
         try:
             self._process(_begin, *self._inputs)
         except BaseException as error:
@@ -86,7 +82,7 @@ _there: Callable[[np.ndarray], tuple[float, np.ndarray]]
 
 def _begin(setting: Setting, frame: np.ndarray, folder: Path) -> None:
     """Build the model in its own process, before that has touched a large tensor."""
-    global _there  # noqa: PLW0603 (what a process of a pool keeps)
+    global _there  # noqa: PLW0603 (what the process keeps between calls)
     if not allocator.is_set_outside():
         os.environ.pop(allocator.HUGE_PAGES, None)  # set by the process that started this one
     prepare(setting)

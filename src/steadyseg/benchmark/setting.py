@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,7 +18,6 @@ from steadyseg.types import ConfigError
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Against = Literal["transformers", "clip"]
 """The transformers library's SegFormer of the same backbone, or the method itself with nothing remembered."""
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Round = list[Tensor]
 """One frame of every stream, each uint8 [3, H, W]; or their labels, each uint8 [H, W]."""
 
@@ -75,6 +74,15 @@ def about(name: str, setting: Setting) -> dict[str, Any]:
     }
 
 
+def ended(what: str, setting: Setting) -> str:
+    """Return the message where a process ends without a result."""
+    size = "x".join(str(side) for side in setting.size)
+    return (
+        f"{what} ended without a result, as when memory runs out; frames are {size}, {setting.streams} at a time: "
+        "take smaller or fewer ones"
+    )
+
+
 def prepare(setting: Setting) -> None:
     """Set threads and seed of this process.
 
@@ -102,6 +110,4 @@ def whole_intervals(model: VideoSegmenter, setting: Setting) -> int:
 
 def autocast(setting: Setting) -> AbstractContextManager[Any]:
     """Return the precision as a context."""
-    if setting.precision not in DTYPES:
-        return nullcontext()
-    return torch.autocast(setting.device, DTYPES[setting.precision])
+    return backends.autocast(setting.device, setting.precision)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -64,14 +63,6 @@ def load_network(
     if graphs is None:
         return attach(network, backend, precision=precision)
     return attach_folder(network, Path(graphs), backend, precision=precision)
-
-
-def autocast(device: str, precision: Precision) -> AbstractContextManager[Any]:
-    """Have what runs in torch, in this thread, compute in a precision; other backends have it already."""
-    import torch
-
-    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    return torch.autocast(device_name(device), kinds.get(precision), enabled=precision in kinds)
 
 
 def shipped_weights(method: str | None) -> str:

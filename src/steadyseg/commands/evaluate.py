@@ -13,7 +13,7 @@ from steadyseg.commands.choices import (
     Backend,
     Device,
     Precision,
-    autocast,
+    device_name,
     load_network,
     merged_options,
     read_size,
@@ -81,14 +81,15 @@ def evaluate(
         json: print one JSON document.
     """
     from steadyseg import metrics as scoring
+    from steadyseg.backends import autocast
     from steadyseg.data import open_source
     from steadyseg.engine import evaluate as engine
 
     if data is None and config is None:
         raise UsageError("eval: no data given; expected --data, or --config whose eval section names it")
     section = _section(config, data, {"root": root, "split": split, "only": only})
-    sizes: dict[str, Any] = {"base": read_size(base, "--base") if base else None, "resize": resize}
-    section = replace(section, **_given(sizes), alone=alone or section.alone)
+    sizes = _given({"base": read_size(base, "--base") if base else None, "resize": resize})
+    section = replace(section, **sizes, alone=alone or section.alone)
     entry = section.source
     variants = scoring.MetricConfig(
         absent=absent, protocol=protocol, flow=flow, flow_root=flow_root, mode=tc_mode, occlusion=occlusion
@@ -96,18 +97,17 @@ def evaluate(
     source = open_source(entry)
     named = metrics.split(",") if metrics is not None else ()
     scorers = [scoring.build(name, source, variants) for name in named] or scoring.standard(source, variants)
-    changes = merged_options(interval, options)
     runner: dict[str, Any] = {"backend": backend, "graphs": graphs, "precision": precision}
     frames = len(section.starts) * sum(map(source.length, source.names))
-    with console.progress(f"{entry.source} {entry.split}", frames) as advance, autocast(device, precision):
+    with console.progress(f"{entry.source} {entry.split}", frames) as advance, autocast(device_name(device), precision):
         for start in section.starts:
-            started = {**changes, "start": start} if start else changes
+            started = merged_options(interval, options) | ({"start": start} if start else {})
             network = load_network(model, device, method=method, options=started, **runner)
             scores = engine.evaluate(network, source, scorers, config=section, on_frame=advance)
     about: dict[str, Any] = {"model": model, "method": method, "interval": interval, "options": options or None}
     about |= {"starts": section.starts, **runner, "precision": _arithmetic(graphs, precision)}
-    about |= {"data": entry.source, "split": entry.split, "only": entry.only}
-    about |= {"base": section.base, "resize": section.resize, "alone": section.alone}
+    about |= {"data": entry.source, "split": entry.split, "only": entry.only, "base": section.base}
+    about |= {"resize": section.resize, "alone": section.alone}
     classes = {name: value for scorer in scorers for name, value in _each_class(scorer, source.classes).items()}
     protocols = [scorer.protocol for scorer in scorers] + ["every frame alone, nothing remembered"] * section.alone
     report = {**about, "scores": scores, "protocols": protocols, "IoU": classes}
