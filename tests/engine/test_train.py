@@ -77,7 +77,6 @@ def test_stop_by_signal_and_resume_equals_not_stopping(tmp_path, monkeypatch, nu
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
-@pytest.mark.gpu
 def test_a_resumed_run_says_where_it_goes_on(tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     train(tiny.experiment(iterations=4, warmup=1), out)
@@ -95,6 +94,7 @@ def test_a_warm_up_that_never_ends_is_named(tmp_path, caplog, warmup, is_said):
     assert (f"warm-up takes {warmup} of 4 steps" in caplog.text) == is_said
 
 
+@pytest.mark.gpu
 def test_half_precision_resumes_with_its_loss_scale(tmp_path, monkeypatch):
     options = {"precision": "16-mixed", "clip_norm": 1.0, "accelerator": "gpu"}
     whole = train(tiny.experiment(**options), tmp_path / "whole")
