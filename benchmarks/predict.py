@@ -2,6 +2,7 @@
 
     python benchmarks/predict.py solidWhiteRight.mp4
     python benchmarks/predict.py solidWhiteRight.mp4 --against ../first --json
+    python benchmarks/predict.py solidWhiteRight.mp4 --against ../first --options="--backend openvino --precision bf16"
 
 Each run is the whole command: starting Python, loading the weights, decoding, the model, drawing and encoding. Each
 tree runs its own weights of that name.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -21,10 +23,10 @@ from trees import call, trees
 from steadyseg.benchmark import Setting, machine
 
 
-def run(tree: Path, video: Path, model: str, frames: int | None) -> float:
-    """Return the seconds of one run in a process of its own."""
+def run(tree: Path, video: Path, *, model: str, frames: int | None, options: list[str]) -> float:
+    """Return the seconds of one run in a process of its own, with further options of the command."""
     with tempfile.TemporaryDirectory() as folder:
-        words = ["predict", str(video), "-o", f"{folder}/out.mp4", "--model", model]
+        words = ["predict", str(video), "-o", f"{folder}/out.mp4", "--model", model, *options]
         words += ["--max-frames", str(frames)] if frames else []
         return call(tree, words)
 
@@ -37,17 +39,21 @@ def main() -> None:
     parser.add_argument("--model", default="sdcpc_mit_b0_camvid", help="name of shipped weights")
     parser.add_argument("--frames", type=int, help="only the first frames")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each tree, in turn")
+    parser.add_argument("--options", default="", help="of this tree's command, such as '--backend openvino'")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     sides = trees(arguments.against)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(arguments.repeats):
         for name, tree in sides.items():
-            seconds[name].append(run(tree, arguments.video.resolve(), arguments.model, arguments.frames))
+            options = shlex.split(arguments.options) if name == "this" else []
+            words: dict[str, Any] = {"model": arguments.model, "frames": arguments.frames, "options": options}
+            seconds[name].append(run(tree, arguments.video.resolve(), **words))
     report: dict[str, Any] = {
         "video": arguments.video.name,
         "frames": arguments.frames,
         "model": arguments.model,
+        "options": arguments.options,
         "seconds": seconds,
         "median": {name: median(values) for name, values in seconds.items()},
         "machine": machine(Setting()),

@@ -25,6 +25,7 @@ from steadyseg.data.source import VideoSource
 from steadyseg.data.streets import StreetsSource
 from steadyseg.engine import evaluate as evaluation
 from steadyseg.engine import predict as prediction
+from steadyseg.engine import stream
 from steadyseg.engine.checkpoint import save_model
 from steadyseg.models.base import MEAN, STD
 from steadyseg.video import read
@@ -106,6 +107,24 @@ def test_predict_writes_a_video_of_the_same_length(weights: str, clip: Path, tmp
     assert times[0] == pytest.approx(times[1])
     with Image.open(sheet) as picture:
         assert picture.width > 100
+
+
+def test_predict_in_half_precision(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.dtype] = []
+    plain = stream.to_labels
+
+    def spy(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        seen.append(logits.dtype)
+        return plain(logits, size)
+
+    monkeypatch.setattr(stream, "to_labels", spy)
+    words = ["predict", str(clip), "--model", "segformer_mit_b0_camvid", "--format", "labels", "--device", "cpu"]
+    labels = []
+    for precision in ("fp32", "bf16"):
+        assert cli.main([*words, "-o", str(tmp_path / precision), "--precision", precision]) == 0
+        labels.append(np.stack([np.asarray(Image.open(path)) for path in sorted((tmp_path / precision).glob("*.png"))]))
+    assert seen == [torch.float32] * 6 + [torch.bfloat16] * 6
+    assert (labels[0] == labels[1]).mean() > 0.97
 
 
 def test_options_and_files_in_any_order(weights: str, clip: Path, tmp_path: Path) -> None:

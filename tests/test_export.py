@@ -173,6 +173,14 @@ def test_frames_of_any_size(case: str, tmp_path: Path) -> None:
     assert report.batch is None and all(entry.scores < 1e-4 for entry in report.differences)
 
 
+def test_the_check_streams_thirty_frames_of_a_video(tmp_path: Path) -> None:
+    video = tmp_path / "video.mp4"
+    assert cli.main(["data", "render", str(video), "--size", "64x96", "--length", "32"]) == 0
+    report = export(build("segformer"), tmp_path / "out", size=SIZE, video=video)
+    lengths = {(entry.frames, entry.length) for entry in report.differences}
+    assert lengths == {("random", 9), (str(video), 30)}
+
+
 @pytest.mark.exhaustive
 def test_command_writes_openvino_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights, video, out = tmp_path / "weights.safetensors", tmp_path / "video.mp4", tmp_path / "out"

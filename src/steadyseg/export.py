@@ -43,6 +43,8 @@ EXAMPLE = (96, 160)
 """Size of the frames with which a graph of any size is traced."""
 CHECKED = (101, 150)
 """Size of the frames with which it is checked."""
+RANDOM_FRAMES, VIDEO_FRAMES = 9, 30
+"""Frames of noise, and of a video if it has as many, that the check streams; more if key frames are further apart."""
 
 
 class Difference(NamedTuple):
@@ -302,11 +304,11 @@ def _videos(
 
     Videos keep their own size where graphs take any.
     """
-    count = max(9, 2 * model.period + 1)
-    videos = {"random": _random(count, (batch or 2, 3, *(size or CHECKED)))}
+    least = 2 * model.period + 1
+    videos = {"random": _random(max(RANDOM_FRAMES, least), (batch or 2, 3, *(size or CHECKED)))}
     for source in sources:
-        images = [frame.image for frame in islice(read(source, on_error="skip"), count)]
-        real = _resized(torch.stack(images), size)  # [T, 3, H, W]
+        frames = islice(read(source, on_error="skip"), max(VIDEO_FRAMES, least))
+        real = torch.cat([_resized(frame.image[None], size) for frame in frames])  # [T, 3, H, W]
         videos[str(source)] = real[:, None].repeat(1, batch or 1, 1, 1, 1)  # [T, B, 3, H, W]
     return videos
 

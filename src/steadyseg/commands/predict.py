@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Literal
 
 from steadyseg import console
 from steadyseg.arguments import UsageError
-from steadyseg.commands.choices import Backend, Device, load_network, merged_options, shipped_weights
+from steadyseg.commands.choices import (
+    Backend,
+    Device,
+    Precision,
+    device_name,
+    load_network,
+    merged_options,
+    shipped_weights,
+)
 
 if TYPE_CHECKING:
     from steadyseg.engine.predict import PredictConfig
@@ -38,6 +46,7 @@ def predict(
     device: Device = "auto",
     backend: Backend = "torch",
     graphs: str | None = None,
+    precision: Precision = "fp32",
 ) -> None:
     """Segment videos.
 
@@ -62,6 +71,7 @@ def predict(
         device: where to run.
         backend: what runs the model; openvino and onnxruntime need steadyseg[export] and a CPU.
         graphs: a folder that steadyseg export wrote for this model, which openvino or onnxruntime then run.
+        precision: arithmetic of the model; of exported graphs in 8-bit integers, that of the rest.
     """
     if not videos:
         raise UsageError("predict: no video given; expected steadyseg predict VIDEO -o OUT")
@@ -69,6 +79,7 @@ def predict(
         raise UsageError("predict: --sheet shows one video; give one video, or leave it out")
     if streams < 1:
         raise UsageError(f"predict: --streams is {streams}; expected at least 1")
+    from steadyseg.backends import autocast
     from steadyseg.engine.predict import PredictConfig, looks_ahead
     from steadyseg.video.output import Output
 
@@ -91,14 +102,17 @@ def predict(
     chosen = model or shipped_weights(method)
     if method and not model:
         console.error(f"--method {method} runs the weights {chosen}")
-    network = load_network(chosen, device, method=method, options=changes, backend=backend, graphs=graphs)
+    network = load_network(
+        chosen, device, method=method, options=changes, backend=backend, graphs=graphs, precision=precision
+    )
     if look_ahead and not looks_ahead(network):
         console.error("warning: --look-ahead changes nothing: this method never reads later frames")
     pairs = dict(zip(targets, videos, strict=True))
-    if streams > 1 and len(videos) > 1:
-        _together(network, pairs, counts, streams, config)
-    else:
-        _in_turn(network, pairs, counts, config)
+    with autocast(device_name(device), precision):
+        if streams > 1 and len(videos) > 1:
+            _together(network, pairs, counts, streams, config)
+        else:
+            _in_turn(network, pairs, counts, config)
     for written in (*targets, *([sheet] if sheet else [])):
         console.line(written)
 
