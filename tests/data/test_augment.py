@@ -43,6 +43,12 @@ def coordinates(count: int = 3, *, label: str = "x") -> Clip:
     return Clip(torch.stack([image] * count), torch.stack([labels] * count), torch.arange(count))
 
 
+def plain(count: int, level: int) -> Clip:
+    """A clip of frames of one grey."""
+    frames = torch.full((count, 3, 64, 96), level, dtype=torch.uint8)
+    return Clip(frames, torch.zeros(count, 64, 96, dtype=torch.uint8), torch.arange(count))
+
+
 def equal(a: Clip, b: Clip) -> bool:
     return torch.equal(a.frames, b.frames) and torch.equal(a.labels, b.labels) and torch.equal(a.index, b.index)
 
@@ -466,6 +472,23 @@ def test_colours_per_frame_or_per_clip(per_frame: bool) -> None:
     assert alike < 10 if per_frame else alike == 20
 
 
+def test_noise_is_that_of_every_pixel_and_frame() -> None:
+    grey = plain(2, 128)
+    augment = build_augment(config(scale=(1, 1), crop=(64, 96), noise=20.0))
+    clips = [augment(grey, dice(seed)).frames.float() - 128 for seed in range(40)]
+    levels = torch.stack([clip.std() for clip in clips])
+    assert levels.max() < 21 and levels.min() < 3 and levels.mean() == pytest.approx(10, abs=2.5)
+    one, other = max(clips, key=lambda clip: float(clip.std()))
+    assert abs(float((one * other).mean())) < 0.05 * float(one.var()), "drawn for each frame"
+    assert abs(float((one[0] * one[1]).mean())) < 0.1 * float(one.var()), "and for each colour"
+    assert abs(float(one.mean())) < 1
+
+
+def test_noise_stays_between_black_and_white() -> None:
+    noisy = build_augment(config(scale=(1, 1), crop=(64, 96), noise=20.0))(plain(1, 0), dice(3)).frames
+    assert 0 < int(noisy.max()) < 128
+
+
 # ---- the rest ----------------------------------------------------------------------------------------------------
 
 
@@ -502,6 +525,7 @@ def test_options_that_are_off_throw_no_dice() -> None:
         (AugmentConfig, {"class_max": -0.1}, r"class_max"),
         (AugmentConfig, {"rotate": -5}, r"data\.augment\.rotate is -5; expected degrees in \[0, 180\]"),
         (AugmentConfig, {"jitter": 0.6, "photometric": False}, r"jitter is 0\.6; expected a value in \[0, 0\.5\]"),
+        (AugmentConfig, {"noise": -1.0}, r"noise is -1\.0; expected levels in \[0, 64\]"),
         (AugmentConfig, {"jitter": 0.2}, r"jitter replaces photometric; set data\.augment\.photometric to false"),
         (CameraConfig, {"zoom": -1}, r"data\.augment\.camera\.zoom is -1"),
         (CameraConfig, {"period": (0, 5)}, r"period"),

@@ -82,6 +82,9 @@ class AugmentConfig:
     to this share of a full turn, in random order, drawn for each frame."""
     jitter_frames: Literal["all", "target"] = "all"
     """Which frames to jitter."""
+    noise: float = 0.0
+    """Largest standard deviation, in levels of 255, of normal noise drawn for every pixel, colour and frame; each clip
+    draws its deviation uniformly between 0 and this."""
     camera: CameraConfig = field(default_factory=CameraConfig)
     """The camera path that makes clips of still images."""
 
@@ -98,6 +101,8 @@ class AugmentConfig:
             raise ConfigError(f"data.augment.jitter is {self.jitter}; expected a value in [0, 0.5]")
         if self.jitter and self.photometric:
             raise ConfigError("data.augment.jitter replaces photometric; set data.augment.photometric to false")
+        if not 0 <= self.noise <= 64:
+            raise ConfigError(f"data.augment.noise is {self.noise}; expected levels in [0, 64]")
         for name in ("flip", "class_max"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"data.augment.{name} is {getattr(self, name)}; expected a value in [0, 1]")
@@ -133,6 +138,7 @@ class _Augment:
             path, gains = camera_path(config.camera, times, (height, width), generator)
         colours = self._colours(count, generator)
         jitters = self._jitters(count, generator)
+        noise = config.noise and config.noise * _uniform(generator)
 
         rows, columns = window.size
         frames_out = np.empty((count, 3, *config.crop), np.uint8)
@@ -144,7 +150,8 @@ class _Augment:
             image = cv2.merge(list(clip.frames[t].numpy()))  # [H, W, 3]
             image = _jitter(image, jitters[t])
             image = _warp(image, matrix, window.size, cv2.INTER_LINEAR, cv2.BORDER_REFLECT_101)
-            image = _recolour(image, colours[t], gains[t]).transpose(2, 0, 1)  # [3, rows, columns]
+            image = _recolour(image, colours[t], gains[t])
+            image = _add_noise(image, noise, generator).transpose(2, 0, 1)  # [3, rows, columns]
             border = cv2.BORDER_CONSTANT if self.still else cv2.BORDER_REPLICATE
             mask = _warp(labels[t], matrix, window.size, cv2.INTER_NEAREST, border)
             np.copyto(frames_out[t, :, :rows, :columns], image, where=seen)
@@ -359,6 +366,14 @@ def _jitter(image: NDArray[np.uint8], changes: _Jitter) -> NDArray[np.uint8]:
         else:
             image = _change_hsv(image, 1.0, round(amount * 180))
     return image
+
+
+def _add_noise(image: NDArray[np.uint8], deviation: float, generator: torch.Generator) -> NDArray[np.uint8]:
+    """Add normal noise to uint8 [h, w, 3]; its deviation is in levels."""
+    if not deviation:
+        return image
+    noise = torch.randn(image.shape, generator=generator).numpy() * np.float32(deviation)
+    return np.asarray(np.rint(np.clip(image + noise, 0, 255)), np.uint8)
 
 
 def _look_up(image: NDArray[np.uint8], table: NDArray[np.float32]) -> NDArray[np.uint8]:
