@@ -1,7 +1,7 @@
 """Training throughput of this tree, in turn with that of another, such as a git worktree of an older version.
 
-    python benchmarks/training.py sdcpc_mit_b0_camvid
-    python benchmarks/training.py sdcpc_mit_b0_camvid --against ../first --json
+    python benchmarks/training.py sdcpc_mit_b0_camvid_first
+    python benchmarks/training.py sdcpc_mit_b0_camvid_first --against ../first --other sdcpc_mit_b0_camvid --json
 
 Each run trains a few steps of a config through the command line, from random weights and with everything on (loading,
 augmentation, logging), with one thread and one worker; the first steps are not timed. $STEADYSEG_DATA holds the data.
@@ -42,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a config, by name or file")
     parser.add_argument("--against", type=Path, help="another tree, which holds src/")
+    parser.add_argument("--other", help="the config's name in that tree, if it is another")
     parser.add_argument("--steps", type=int, default=10, help="timed steps a run")
     parser.add_argument("--skipped", type=int, default=3, help="steps before them")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each tree, in turn")
@@ -51,7 +52,8 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(arguments.repeats):
         for name, tree in sides.items():
-            seconds[name] += run(tree, arguments.config, arguments.steps, arguments.skipped)
+            wanted = (name == "other" and arguments.other) or arguments.config
+            seconds[name] += run(tree, wanted, arguments.steps, arguments.skipped)
     experiment = config.load(arguments.config)
     size = experiment.data.augment.crop
     report: dict[str, Any] = {
