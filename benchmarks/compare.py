@@ -1,16 +1,20 @@
-"""All methods on one data set: the same training, the scores, and the speed; one command a row.
+"""All methods on one recipe: the same data and training, the scores, and the speed; one command a row.
 
-    python benchmarks/compare.py camvid sdcpc               train, score and time one row
+    python benchmarks/compare.py camvid_first sdcpc         train, score and time one row
+    python benchmarks/compare.py camvid sdcpc               then the second part of its recipe
     python benchmarks/compare.py camvid sdcpc --seed 1      the same from another seed
-    python benchmarks/compare.py camvid --group ablation --iterations 600
+    python benchmarks/compare.py camvid_noise --group ablation --iterations 300
     python benchmarks/compare.py camvid --table             the table of all rows so far
 
-All rows of a data set have the data, the augmentation and the training of one recipe, the config
-segformer_mit_b0_camvid: the same number of steps and of target frames, crops, optimiser groups, and initial backbone.
-On DAVIS only the data differ. Rows on ResNet-18 start from random weights, as no pretrained ones are in the repository.
-TFC's clips have four labelled frames, the others' one. Rows that need no training of their own run SegFormer's weights.
-DCFM looks ahead, but for the row "online". Scores "alone" take every frame as a video of its own, as the frames of
-CamVid's test are a second apart. Speed is that on the first validation video, fp32, frame tensor to labels of its size.
+All rows of a recipe have its data, its augmentation and its training: the same number of steps and of
+target frames, crops, optimiser groups, and initial backbone. CamVid's recipe has two parts: `camvid_first` is the
+config segformer_mit_b0_camvid_first; `camvid`, segformer_mit_b0_camvid, goes on from the first part's run of seed 0 and
+adds noise to the frames. `camvid_noise` is the first part with that noise from its beginning. On DAVIS only the data
+differ from the first part. Rows on ResNet-18 start from random weights, as no pretrained ones are in the repository.
+TFC's clips have four labelled frames, SD-CPC's in the second part three, the others' one. Rows that need no training of
+their own run SegFormer's weights. DCFM looks ahead, but for the row "online". Scores "alone" take every frame as a
+video of its own, as the frames of CamVid's test are a second apart. Speed is that on the first validation video, fp32,
+frame tensor to labels of its size.
 What comes out is one file a row and seed in results/compare/DATA/ITERATIONS/.
 """
 
@@ -39,7 +43,7 @@ from steadyseg.engine.train import train
 from steadyseg.metrics import standard
 
 RESULTS = Path(__file__).parent / "results" / "compare"
-RECIPE = "segformer_mit_b0_camvid"
+FIRST, SECOND = "segformer_mit_b0_camvid_first", "segformer_mit_b0_camvid"
 METRICS = ("mIoU", "wIoU", "mVC8", "mVC16", "TC")
 
 
@@ -95,43 +99,72 @@ GROUPS = {
     "methods": [name for name in ROWS if not name.startswith("sdcpc_")],
     "ablation": ["segformer", *(name for name in ROWS if name.startswith("sdcpc"))],
 }
-DATA: dict[str, dict[str, Any]] = {
-    "camvid": {},
-    "davis": {
-        "data": {
-            "train": [{"source": "davis", "split": "train"}],
-            "augment": {"base_size": [240, 427], "crop": [192, 320], "photometric_per_frame": False},
+
+
+class Recipe(NamedTuple):
+    """How all rows are trained."""
+
+    base: str
+    """The config."""
+    change: dict[str, Any] = {}  # noqa: RUF012 (never changed)
+    """What differs from it."""
+    after: str | None = None
+    """The recipe from whose runs of seed 0, at their full number of steps, the rows go on."""
+    model: dict[str, dict[str, Any]] = {}  # noqa: RUF012 (never changed)
+    """What differs in the model section, by method."""
+
+
+RECIPES = {
+    "camvid": Recipe(SECOND, after="camvid_first", model={"sdcpc": {"aux_ref_ce": 0.5}}),
+    "camvid_first": Recipe(FIRST),
+    "camvid_noise": Recipe(FIRST, {"data": {"augment": {"noise": 12.0}}}),
+    "davis": Recipe(
+        FIRST,
+        {
+            "data": {
+                "train": [{"source": "davis", "split": "train"}],
+                "augment": {"base_size": [240, 427], "crop": [192, 320]},
+            },
+            "eval": {"source": {"source": "davis", "split": "val"}},
         },
-        "eval": {"source": {"source": "davis", "split": "val"}},
-    },
+    ),
 }
 CAMVID_TEST = SourceConfig(source="camvid", split="test")
 UNSEEN = replace(CAMVID_TEST, only="Seq05VD*")
-SCORED = {
-    "camvid": {
-        "val": EvalConfig(source=SourceConfig(source="camvid", split="val")),
-        "test": EvalConfig(source=CAMVID_TEST),
-        "Seq05VD": EvalConfig(source=UNSEEN),
-        "test alone": EvalConfig(source=CAMVID_TEST, alone=True),
-        "Seq05VD alone": EvalConfig(source=UNSEEN, alone=True),
-    },
-    "davis": {"val": EvalConfig(source=SourceConfig(source="davis", split="val"))},
+CAMVID = {
+    "val": EvalConfig(source=SourceConfig(source="camvid", split="val")),
+    "test": EvalConfig(source=CAMVID_TEST),
+    "Seq05VD": EvalConfig(source=UNSEEN),
+    "test alone": EvalConfig(source=CAMVID_TEST, alone=True),
+    "Seq05VD alone": EvalConfig(source=UNSEEN, alone=True),
 }
+DAVIS = {"val": EvalConfig(source=SourceConfig(source="davis", split="val"))}
+SCORED = {data: DAVIS if data == "davis" else CAMVID for data in RECIPES}
 """What is scored, by name; the first is also what speed is measured on."""
 
 
-def experiment(data: str, name: str, iterations: int | None, seed: int) -> config.Experiment:
-    """Return what trains `name` on `data`; None takes the recipe's number of steps."""
-    method, model = RUNS[name]
-    recipe = config.to_dict(config.load(RECIPE))
-    wanted = {**recipe, "method": method, "model": model, **DATA[data], "reproduces": ""}
-    wanted["train"] = {**recipe["train"], "seed": seed}
+def experiment(data: str, name: str, *, iterations: int | None, seed: int, runs: Path) -> config.Experiment:
+    """Return what trains `name`; None takes the recipe's number of steps. `runs` holds the runs of all recipes."""
+    recipe, (method, model) = RECIPES[data], RUNS[name]
+    base = config.to_dict(config.load(recipe.base))
+    changed = {section: {**base[section], **values} for section, values in recipe.change.items()}
+    if "augment" in recipe.change.get("data", {}):
+        changed["data"]["augment"] = {**base["data"]["augment"], **recipe.change["data"]["augment"]}
+    wanted = {**base, **changed, "method": method, "model": model | recipe.model.get(method, {}), "reproduces": ""}
+    wanted["train"] = {**base["train"], "seed": seed}
     if iterations is not None:
-        shorter = iterations / recipe["train"]["iterations"]
-        wanted["train"] |= {"iterations": iterations, "warmup": round(shorter * recipe["train"]["warmup"])}
-    if not model["backbone"].startswith("mit_b0"):
+        shorter = iterations / base["train"]["iterations"]
+        wanted["train"] |= {"iterations": iterations, "warmup": round(shorter * base["train"]["warmup"])}
+    if recipe.after is not None:
+        wanted["train"]["init"] = str(runs / recipe.after / str(steps(recipe.after)) / f"{name}_0")
+    elif not model["backbone"].startswith("mit_b0"):
         wanted["train"]["init"] = None
     return config.from_dict(wanted)
+
+
+def steps(data: str) -> int:
+    """Return the number of steps of a recipe."""
+    return config.load(RECIPES[data].base).train.iterations
 
 
 def speed(path: Path, row: Row, source: Any, frames: int) -> dict[str, float]:
@@ -162,7 +195,7 @@ def scores(path: Path, row: Row, how: EvalConfig) -> dict[str, Any]:
 def measure(name: str, arguments: argparse.Namespace) -> None:
     """Do the asked parts for one row and seed, and put what they give into its file."""
     row, parts, data = ROWS[name], arguments.parts.split(","), arguments.data
-    wanted = experiment(data, row.run, arguments.iterations, arguments.seed)
+    wanted = experiment(data, row.run, iterations=arguments.iterations, seed=arguments.seed, runs=arguments.runs)
     place = Path(data, str(wanted.train.iterations))
     run = arguments.runs / place / f"{row.run}_{arguments.seed}"
     if "train" in parts and not (run / "model.safetensors").is_file():
@@ -217,7 +250,7 @@ def _cell(values: list[float]) -> str:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", choices=DATA)
+    parser.add_argument("data", choices=RECIPES, help="the recipe, named after its data")
     parser.add_argument("rows", nargs="*", choices=[*ROWS, []], help="rows of the table; none for all of the group")
     parser.add_argument("--group", choices=GROUPS, default="methods")
     parser.add_argument("--parts", default="train,score,speed", help="any of train, score, speed, with commas")
@@ -234,7 +267,7 @@ def main() -> None:
     if not arguments.table:
         for name in names:
             measure(name, arguments)
-    iterations = arguments.iterations or config.load(RECIPE).train.iterations
+    iterations = arguments.iterations or steps(arguments.data)
     print(table(arguments.data, iterations, names))  # noqa: T201
 
 

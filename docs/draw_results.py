@@ -152,7 +152,7 @@ def _save(figure: Figure, out: Path) -> None:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--iterations", type=int, default=1500, help="budget of the rows")
+    parser.add_argument("--iterations", type=int, default=750, help="budget of the rows")
     parser.add_argument("--clip", nargs="*", default=[], choices=[*LOOKS, []], help="rows to draw the clip for")
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"))
     arguments = parser.parse_args()

@@ -171,6 +171,15 @@ def commands(page: Path) -> list[str]:
 COMMANDS = [(page.stem, line) for page in PAGES for line in commands(page)]
 
 
+METHOD_OF |= {
+    words[words.index("--out") + 1].removeprefix("runs/"): METHOD_OF[words[2]]
+    for page in PAGES
+    for words in map(shlex.split, commands(page))
+    if words[:2] == ["steadyseg", "train"] and "--out" in words and words[2] in METHOD_OF
+}
+"""The method of every shipped config, and of every run that a page trains from one."""
+
+
 def method_of(model: str | None, method: str | None) -> str:
     """The method that a call runs."""
     if method is not None:

@@ -404,6 +404,8 @@ def test_names_paths_and_hub_ids(tmp_path, monkeypatch, huggingface):
     )
     assert load_model("owner/name").num_classes == 3
     assert asked == ["owner/name"]
+    with pytest.raises(CheckpointError, match=r"no run in runs/absent: train it first, .* train absent$"):
+        load_model("runs/absent")
     for wrong in ("absent", "a/b/c", "owner/name.safetensors", "./x"):
         with pytest.raises(
             CheckpointError, match=r"neither a file, a folder, a shipped name nor owner/name; shipped are my_model"

@@ -278,6 +278,8 @@ def _locate(path: str | Path) -> Path:
         return place
     if name in names():
         return FOLDER / f"{name}.safetensors"
+    if place.parts[:1] == ("runs",):  # where training writes: no owner on a hub
+        raise CheckpointError(f"no run in {name}: train it first, as with steadyseg train {place.name}")
     if place.suffix in (".safetensors", *PICKLES) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         close = difflib.get_close_matches(name, names(), n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"shipped are {', '.join(names()) or 'none'}"

@@ -21,7 +21,9 @@ working width 256 at stride 8, one 1x1 fusion convolution, linear attention at s
 map, deformable convolution with 8 groups, offset networks of width C/2, weights shared over references and separate
 per stage, one linear map each for Q, K and V after a LayerNorm, joint decision as the mean of the variates' logits.
 The order of the references is progressive (t-6 is read through t-3) as its text on receptive fields says; `direct`
-is the other reading.
+is the other reading. The loss is on the target frame alone, as in Eq. (7). Where older frames of a clip are labelled
+too, `aux_ref_ce` = 0.5 gives more: on CamVid 0.9 points of mIoU and 1.4 of mVC8, for 1.6 of TC (300 steps, one seed;
+docs/results.md).
 
 Computed differently, with the same result:
 - A 1x1 map commutes with a bilinear resize: levels are fused at their own size where that is smaller.
