@@ -12,7 +12,6 @@ from steadyseg.commands.choices import (
     Backend,
     Device,
     Precision,
-    device_name,
     load_network,
     merged_options,
     shipped_weights,
@@ -79,7 +78,6 @@ def predict(
         raise UsageError("predict: --sheet shows one video; give one video, or leave it out")
     if streams < 1:
         raise UsageError(f"predict: --streams is {streams}; expected at least 1")
-    from steadyseg.backends import autocast
     from steadyseg.engine.predict import PredictConfig, looks_ahead
     from steadyseg.video.output import Output
 
@@ -108,13 +106,28 @@ def predict(
     if look_ahead and not looks_ahead(network):
         console.error("warning: --look-ahead changes nothing: this method never reads later frames")
     pairs = dict(zip(targets, videos, strict=True))
-    with autocast(device_name(device), precision):
-        if streams > 1 and len(videos) > 1:
+    _run(network, pairs, counts, streams=streams, config=config, precision=precision)
+    for written in (*targets, *([sheet] if sheet else [])):
+        console.line(written)
+
+
+def _run(
+    network: VideoSegmenter,
+    pairs: dict[Path, str],
+    counts: Sequence[int | None],
+    *,
+    streams: int,
+    config: PredictConfig,
+    precision: Precision,
+) -> None:
+    """Segment all videos."""
+    from steadyseg.backends import autocast
+
+    with autocast(network.class_weights.device.type, precision):
+        if streams > 1 and len(pairs) > 1:
             _together(network, pairs, counts, streams, config)
         else:
             _in_turn(network, pairs, counts, config)
-    for written in (*targets, *([sheet] if sheet else [])):
-        console.line(written)
 
 
 def _in_turn(
