@@ -34,17 +34,21 @@ class Look(NamedTuple):
     title: str
     colour: str
     marker: str
+    place: tuple[int, int] = (0, 8)
+    """Where the title stands in charts, in points from the marker; elsewhere than above where another row is close."""
+    align: str = "center"
+    """Of the title, across."""
 
 
 LOOKS = {
     "segformer": Look("SegFormer-B0", "#33639c", "o"),
-    "reuse": Look("feature reuse", "#7d9fc9", "v"),
+    "reuse": Look("feature reuse", "#7d9fc9", "v", place=(9, -3), align="left"),
     "flow": Look("flow", "#9a9890", "^"),
     "tfc_untrained": Look("TFC, untrained", "#d9a95b", "D"),
     "tfc": Look("TFC-B0", "#a56310", "D"),
     "dcfm_k2": Look("DCFM-B0, K = 2", "#7fb78f", "s"),
     "dcfm_k6": Look("DCFM-B0, K = 6", "#2f7047", "s"),
-    "dcfm_k6_online": Look("DCFM-B0, K = 6, online", "#54a06c", "s"),
+    "dcfm_k6_online": Look("DCFM-B0, K = 6, online", "#54a06c", "s", place=(0, -16)),
     "sdcpc": Look("SD-CPC-B0", "#b0352b", "*"),
     "pspnet": Look("PSPNet-18", "#6a4aa8", "P"),
     "msaf": Look("MSAF-R18", "#a78fd6", "P"),
@@ -85,7 +89,7 @@ def draw_speed(found: dict[str, list[dict[str, Any]]], out: Path) -> None:
 
 def _point(axis: Axes, look: Look, x: float, y: float) -> None:
     axis.scatter([x], [y], s=110, color=look.colour, marker=look.marker, zorder=3)
-    axis.annotate(look.title, (x, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8)
+    axis.annotate(look.title, (x, y), xytext=look.place, textcoords="offset points", ha=look.align, fontsize=8)
 
 
 def draw_classes(found: dict[str, list[dict[str, Any]]], split: str, out: Path) -> None:
