@@ -119,7 +119,7 @@ def test_a_fresh_process_measures_and_passes_errors_on() -> None:
     with pytest.raises(benchmark.EndedError, match=r"segformer: the process ended .* frames are 64x96, 1 at a time"):
         benchmark.apart(end_the_process, "segformer", TINY)
     if sys.platform == "linux":
-        assert benchmark.apart(count_faults, "segformer", TINY)["faults"] < 1000  # of at least 80000 small pages
+        assert benchmark.apart(count_faults, "segformer", TINY)["faults"] < 8000  # 80000 if all were small pages
 
 
 def test_an_error_ends_what_runs_in_a_process() -> None:
