@@ -9,12 +9,12 @@
 All rows of a recipe have its data, its augmentation and its training: the same number of steps and of
 target frames, crops, optimiser groups, and initial backbone. CamVid's recipe has two parts: `camvid_first` is the
 config segformer_mit_b0_camvid_first; `camvid`, segformer_mit_b0_camvid, goes on from the first part's run of seed 0 and
-adds noise to the frames. `camvid_noise` is the first part with that noise from its beginning. On DAVIS only the data
-differ from the first part. Rows on ResNet-18 start from random weights, as no pretrained ones are in the repository.
-TFC's clips have four labelled frames, SD-CPC's in the second part three, the others' one. Rows that need no training of
-their own run SegFormer's weights. DCFM looks ahead, but for the row "online". Scores "alone" take every frame as a
-video of its own, as the frames of CamVid's test are a second apart. Speed is that on the first validation video, fp32,
-frame tensor to labels of its size.
+adds noise to the frames. `camvid_noise` is the first part with that noise, and SD-CPC's labels, from its beginning.
+On DAVIS only the data differ from the first part. Rows on ResNet-18 start from random weights, as no pretrained ones
+are in the repository. TFC's clips have four labelled frames, SD-CPC's in the second part three, the others' one. Rows
+that need no training of their own run SegFormer's weights. DCFM looks ahead, but for the row "online". Scores "alone"
+take every frame as a video of its own, as the frames of CamVid's test are a second apart. Speed is that on the first
+validation video, fp32, frame tensor to labels of its size.
 What comes out is one file a row and seed in results/compare/DATA/ITERATIONS/.
 """
 
@@ -79,6 +79,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "sdcpc_n9": sdcpc(dssa={"points": 9}),
     "sdcpc_direct": sdcpc(dssa={"order": "direct"}),
     "sdcpc_stride4": sdcpc(stride=4),
+    "sdcpc_target_labels": sdcpc(aux_ref_ce=0.0),
+    "sdcpc_no_dssa_target_labels": sdcpc(dssa={"stages": []}, aux_ref_ce=0.0),
 }
 """What is trained: method and model section."""
 ROWS = {
@@ -111,13 +113,14 @@ class Recipe(NamedTuple):
     after: str | None = None
     """The recipe from whose runs of seed 0, at their full number of steps, the rows go on."""
     model: dict[str, dict[str, Any]] = {}  # noqa: RUF012 (never changed)
-    """What differs in the model section, by method."""
+    """What differs in the model section, by method; what a row says of its own goes before it."""
 
 
+OLDER_LABELS = {"sdcpc": {"aux_ref_ce": 0.5}}
 RECIPES = {
-    "camvid": Recipe(SECOND, after="camvid_first", model={"sdcpc": {"aux_ref_ce": 0.5}}),
+    "camvid": Recipe(SECOND, after="camvid_first", model=OLDER_LABELS),
     "camvid_first": Recipe(FIRST),
-    "camvid_noise": Recipe(FIRST, {"data": {"augment": {"noise": 12.0}}}),
+    "camvid_noise": Recipe(FIRST, {"data": {"augment": {"noise": 12.0}}}, model=OLDER_LABELS),
     "davis": Recipe(
         FIRST,
         {
@@ -150,7 +153,7 @@ def experiment(data: str, name: str, *, iterations: int | None, seed: int, runs:
     changed = {section: {**base[section], **values} for section, values in recipe.change.items()}
     if "augment" in recipe.change.get("data", {}):
         changed["data"]["augment"] = {**base["data"]["augment"], **recipe.change["data"]["augment"]}
-    wanted = {**base, **changed, "method": method, "model": model | recipe.model.get(method, {}), "reproduces": ""}
+    wanted = {**base, **changed, "method": method, "model": recipe.model.get(method, {}) | model, "reproduces": ""}
     wanted["train"] = {**base["train"], "seed": seed}
     if iterations is not None:
         shorter = iterations / base["train"]["iterations"]

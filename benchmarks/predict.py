@@ -5,13 +5,15 @@
     python benchmarks/predict.py solidWhiteRight.mp4 --against ../first --options="--backend openvino --precision bf16"
 
 Each run is the whole command: starting Python, loading the weights, decoding, the model, drawing and encoding. Each
-tree runs its own weights of that name.
+tree runs its own weights of that name. Graphs that a backend traces are kept from run to run, in a folder of this
+program's own: the first run traces them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import tempfile
 from pathlib import Path
@@ -42,6 +44,8 @@ def main() -> None:
     parser.add_argument("--options", default="", help="of this tree's command, such as '--backend openvino'")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    cache = tempfile.TemporaryDirectory()
+    os.environ["STEADYSEG_CACHE"] = cache.name
     sides = trees(arguments.against)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(arguments.repeats):

@@ -19,6 +19,12 @@ def _repeatable() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _graph_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Traced graphs of tests, and of the programs that they start, stay out of the user's folder."""
+    os.environ["STEADYSEG_CACHE"] = str(tmp_path_factory.mktemp("graphs"))
+
+
 @pytest.fixture
 def data_root() -> Path:
     """The folder of real data sets, $STEADYSEG_DATA; the test is skipped where it is not set."""

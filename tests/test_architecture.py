@@ -36,7 +36,8 @@ ALLOWED = {
     "engine": BELOW_ENGINE,
     "costs": BELOW_ENGINE,
     "cuda_graphs": {"types", "models"},
-    "backends": BELOW_TOOLS,
+    "graph_cache": BOTTOM,
+    "backends": BELOW_TOOLS | {"graph_cache"},
     **dict.fromkeys(GRAPHS, BELOW_TOOLS | {"backends"}),
     **dict.fromkeys(("export", "cluster", "app"), BELOW_TOOLS | GRAPHS | {"backends", "costs", "cuda_graphs"}),
     "benchmark": BELOW_TOOLS | {"backends", "costs", "cuda_graphs", "quantisation", "allocator"},  # starts programs

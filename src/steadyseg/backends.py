@@ -6,6 +6,7 @@ change. Graphs are compiled when they are first called, for the sizes of that ca
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -14,7 +15,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import Any, Literal
 
@@ -22,7 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from steadyseg.models.base import Backend, VideoSegmenter
+from steadyseg import graph_cache
+from steadyseg.models.base import Backend, VideoSegmenter, fingerprint
+from steadyseg.ops.sample import ARGUMENTS, DOMAIN, NODES, kept_nodes
 from steadyseg.types import ConfigError
 
 Name = Literal["torch", "compile", "openvino", "onnxruntime"]
@@ -129,21 +132,48 @@ class Compiled:
 
 
 class Traced(ABC):
-    """A backend that runs ONNX. Each graph is traced at its first call, and again when sizes change."""
+    """A backend that runs ONNX. Each graph is traced at its first call, and again when sizes change.
+
+    What was traced once, for the same model and sizes, is found in the cache of graphs.
+    """
+
+    keeps_nodes = False
+    """Whether the runtime has torch run the functions in `ops.sample.NODES`, and simplifies graphs by itself."""
 
     def __init__(self, model: VideoSegmenter) -> None:
         self.model = model
         self.sessions: dict[str, tuple[list[torch.Size], Session]] = {}
+        self._weights = ""
 
     def __call__(self, name: str, function: Callable[..., Any], *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run a graph; see models.base.Backend."""
         sizes = [tensor.shape for tensor in tensors]
         known = self.sessions.get(name)
         if known is None or known[0] != sizes:
-            inputs = {f"input{number}": tensor for number, tensor in enumerate(tensors)}
-            known = sizes, self.open(trace(self.model, function, inputs).model_proto.SerializeToString())
+            known = sizes, self._session(name, function, tensors)
             self.sessions[name] = known
         return known[1](*tensors)
+
+    def _session(self, name: str, function: Callable[..., Any], tensors: Sequence[Tensor]) -> Session:
+        """Find a graph in the cache, or trace it; -> the graph ready to run."""
+        self._weights = self._weights or fingerprint(self.model)
+        shapes = [[str(tensor.dtype), *tensor.shape] for tensor in tensors]
+        key = graph_cache.key(repr(self.model.config), self._weights, name, shapes, self.keeps_nodes)
+        known = graph_cache.read(key)
+        if known is not None:
+            try:
+                return self.open(known)
+            except MemoryError:
+                raise
+            except Exception:  # each runtime has its own, of no common kind; a file that was cut short is traced again
+                logging.getLogger(__name__).warning("a traced graph in %s cannot be read", graph_cache.folder())
+        inputs = {f"input{number}": tensor for number, tensor in enumerate(tensors)}
+        with kept_nodes() if self.keeps_nodes else nullcontext():
+            program = trace(self.model, function, inputs, optimize=not self.keeps_nodes)
+        graph = program.model_proto.SerializeToString()
+        session = self.open(graph)
+        graph_cache.write(key, graph)
+        return session
 
     @abstractmethod
     def open(self, graph: bytes) -> Session:
@@ -159,7 +189,9 @@ class OnnxRuntime(Traced):
 
 
 class OpenVINO(Traced):
-    """OpenVINO on the CPU, with as many threads as torch."""
+    """OpenVINO on the CPU, with as many threads as torch; it has torch read at fractional points."""
+
+    keeps_nodes = True
 
     def __init__(self, model: VideoSegmenter, precision: Precision = "fp32") -> None:
         super().__init__(model)
@@ -210,7 +242,48 @@ def openvino_core() -> Any:
     Each core sets a stack for signal handlers and puts back the one before when it ends. Of two cores that end in the
     order in which they began, the second puts back what the first has freed, and the next signal kills the process.
     """
-    return needs("openvino").Core()
+    core = needs("openvino").Core()
+    _add_nodes(core)
+    return core
+
+
+def _add_nodes(core: Any) -> None:
+    """Let OpenVINO run the functions in `ops.sample.NODES`: each by a call back to torch."""
+    openvino = needs("openvino")
+    extension = import_module("openvino.frontend.onnx").ConversionExtension
+
+    class Called(openvino.Op):  # type: ignore[name-defined, misc]
+        """One node."""
+
+        def __init__(self, name: str, arguments: str, inputs: Any) -> None:
+            self.called, self.arguments = name, arguments
+            super().__init__(self, inputs)
+
+        def validate_and_infer_types(self) -> None:
+            shapes = [self.get_input_partial_shape(number) for number in range(self.get_input_size())]
+            shape = openvino.PartialShape(list(NODES[self.called].shape(*shapes)))
+            self.set_output_type(0, self.get_input_element_type(0), shape)
+
+        def clone_with_new_inputs(self, inputs: Any) -> Any:
+            return Called(self.called, self.arguments, inputs)
+
+        def has_evaluate(self) -> bool:
+            return True
+
+        def evaluate(self, outputs: Any, inputs: Any) -> bool:
+            with torch.inference_mode():
+                tensors = [torch.from_numpy(entry.data) for entry in inputs]
+                result = NODES[self.called].function(*tensors, *json.loads(self.arguments))
+            outputs[0].shape = list(result.shape)
+            np.copyto(outputs[0].data, result.numpy())
+            return True
+
+    def convert(name: str, context: Any) -> Any:
+        inputs = [context.get_input(number) for number in range(context.get_input_size())]
+        return Called(name, context.get_attribute(ARGUMENTS), inputs).outputs()
+
+    for name in NODES:
+        core.add_extension(extension(name, DOMAIN, partial(convert, name)))
 
 
 def _arrays(tensors: Sequence[Tensor]) -> list[np.ndarray]:
@@ -241,6 +314,7 @@ def trace(
     *,
     outputs: Sequence[str] | None = None,
     dynamic: Sequence[Mapping[int, Any]] | None = None,
+    optimize: bool = True,
 ) -> Any:
     """Write a function as ONNX.
 
@@ -250,6 +324,7 @@ def trace(
         inputs: example inputs, by name.
         outputs: names of the results; None numbers them.
         dynamic: for every input, which axes may have any size; see torch.export. None fixes all.
+        optimize: merge what can be merged in the graph, which takes about a third of the time.
 
     Returns:
         torch's ONNXProgram.
@@ -266,6 +341,7 @@ def trace(
                 opset_version=OPSET,
                 input_names=list(inputs),
                 output_names=None if outputs is None else list(outputs),
+                optimize=optimize,
                 dynamic_shapes=None if dynamic is None else (tuple(dict(axes) for axes in dynamic),),
                 verbose=False,
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from steadyseg.backends import Name, Precision, Session, check, needs, open_onnxruntime, open_openvino
 from steadyseg.config import options_to_dict
-from steadyseg.models.base import VideoSegmenter
+from steadyseg.models.base import VideoSegmenter, fingerprint
 from steadyseg.types import ConfigError, DataError, ShapeError
 
 ABOUT = "steadyseg.json"
@@ -50,20 +49,11 @@ def identity(model: VideoSegmenter) -> dict[str, Any]:
                 "method": type(model).__module__.rpartition(".")[2],
                 "config": options_to_dict(model.config),
                 "classes": model.classes,
-                "weights": _fingerprint(model),
+                "weights": fingerprint(model),
             }
         )
     )
     return plain
-
-
-def _fingerprint(model: VideoSegmenter) -> str:
-    """SHA-256 of all parameters and statistics, by name."""
-    digest = sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def attach_folder(model: VideoSegmenter, folder: Path, name: Name, *, precision: Precision = "fp32") -> VideoSegmenter:

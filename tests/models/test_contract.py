@@ -282,6 +282,7 @@ def test_graphs_match_eager(case: str) -> None:
         for key, graph in model.graphs(video(1)[0]).items():
             results = graph.function(*graph.inputs.values())
             assert len(results) == len(graph.outputs), key
+            assert len({*graph.inputs, *graph.outputs}) == len(graph.inputs) + len(graph.outputs), "names of a graph"
     for key, graph in model.graphs(video(1)[0]).items():
         with torch.no_grad():
             expected = graph.function(*graph.inputs.values())

@@ -234,6 +234,9 @@ def test_interleaved_offsets(axis: str) -> None:
     net.output.weight.data.normal_()
     net.output.bias.data.normal_()
     net.norm.running_mean.normal_()
+    net.norm.running_var.uniform_(0.5, 2.0)
+    net.norm.weight.data.normal_()
+    net.norm.bias.data.normal_()
     query, reference = torch.randn(2, 2, 8, 5, 7)
     if axis == "rows":
         mixed = torch.empty(2, 8, 10, 7)

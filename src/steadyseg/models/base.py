@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple
 
@@ -250,6 +251,15 @@ class VideoSegmenter(nn.Module, ABC):
             decay = {} if decay_norms else {"weight_decay": 0.0}
             groups.append({"name": f"{name} norms", "params": normed, "lr": lr * factor, **decay})
         return [group for group in groups if group["params"]]
+
+
+def fingerprint(model: VideoSegmenter) -> str:
+    """Return the SHA-256 of all parameters and statistics, by name."""
+    digest = sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def check_options(config: ModelConfig, *rules: tuple[str, bool, str]) -> None:

@@ -154,9 +154,10 @@ class FlowPropagation(VideoSegmenter):
         return logits, state._replace(age=state.age + 1)
 
     def graphs(self, frame: Tensor) -> dict[str, Graph]:
-        """Return "key" (frame -> logits, and the stages where these are moved) and "between" (maps, flow -> logits).
+        """Return "key" (frame -> logits, and the stages where these are moved) and "between" (maps, flow -> moved).
 
-        The maps are the logits or the stages of a key frame; the flow is an input, as an estimator is no graph.
+        The maps are the logits or the stages of a key frame; the flow is an input, as an estimator is no graph. What is
+        moved are logits too; a graph cannot have one name twice.
         """
         with torch.no_grad():
             outputs = self.key(frame)
@@ -167,7 +168,7 @@ class FlowPropagation(VideoSegmenter):
         flow = torch.ones(frame.shape[0], 2, *self.flow_size(frame), device=frame.device)  # [B, 2, H', W']
         return {
             "key": Graph(self.key, {"frame": frame}, names),
-            "between": Graph(lambda *x: (self.between(*x),), {**maps, "flow": flow}, ("logits",)),
+            "between": Graph(lambda *x: (self.between(*x),), {**maps, "flow": flow}, ("moved",)),
         }
 
 

@@ -495,12 +495,13 @@ class Offsets(nn.Module):
         return here + self.base + moved
 
 
-class InterleavedOffsets(Offsets):
+class InterleavedOffsets(Offsets, Folding):
     """Stage 1 of DSSA: convolutions over the rows of query and reference in turn, the second with stride 2.
 
     Row 2r of the interleaved map is query row r, row 2r + 1 is reference row r. A 3x3 convolution there is a sum of
     convolutions of the two maps, so the map is never built: `query_part` and `reference_part` hold the sums for even
-    and odd rows side by side.
+    and odd rows side by side. In evaluation the norm is in their weights, and the second convolution reads even and
+    odd rows as channels.
     """
 
     def __init__(self, width: int, points: int, axis: Literal["rows", "columns"]) -> None:
@@ -511,25 +512,48 @@ class InterleavedOffsets(Offsets):
         """Swap rows and columns of a map or a kernel where columns are interleaved; else do nothing."""
         return x.transpose(2, 3) if self.transposed else x
 
+    def fold(self) -> tuple[Tensor, ...]:
+        """Return the normed kernel [C/2, C, 3, 3], its shift of even and odd rows [C], the output's [2P, C, 2, 3]."""
+        norm = self.norm
+        assert norm.running_var is not None and norm.running_mean is not None
+        gain = norm.weight / (norm.running_var + norm.eps).sqrt()  # [C/2]
+        shift = norm.bias - norm.running_mean * gain
+        output = self.rows(self.output.weight)  # [2P, C/2, 3, 3]
+        even = F.pad(output[:, :, 1:2], (0, 0, 1, 0))  # [2P, C/2, 2, 3], of rows r - 1 and r
+        return self.hidden.weight * gain[:, None, None, None], shift.repeat(2), torch.cat((even, output[:, :, ::2]), 1)
+
+    @property
+    def kernel(self) -> Tensor:
+        """The first convolution's kernel [C/2, C, 3, 3], along rows; with the norm in it in evaluation."""
+        return self.rows(self.hidden.weight if self.is_split else self.folded()[0])
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the norm is a step of its own, as in training, where it needs the rows' statistics."""
+        return self.is_plain or self.training
+
     def query_part(self, query: Tensor) -> Tensor:
         """query [B, C, h, w] -> its share of even and odd rows, [B, C, h, w]."""
-        kernel = self.rows(self.hidden.weight)  # [C/2, C, 3, 3]
-        query = self.rows(query)
+        kernel, query = self.kernel, self.rows(query)
         even = F.conv2d(query, kernel[:, :, 1:2], padding=(0, 1))  # row 2r holds query row r
         odd = F.conv2d(F.pad(query, (1, 1, 0, 1)), kernel[:, :, ::2])  # row 2r + 1 lies between query rows r, r + 1
         return torch.cat((even, odd), dim=1)
 
     def reference_part(self, reference: Tensor) -> Tensor:
         """reference [B, C, h, w] -> its share of even and odd rows, [B, C, h, w]."""
-        kernel = self.rows(self.hidden.weight)  # [C/2, C, 3, 3]
-        reference = self.rows(reference)
+        kernel, reference = self.kernel, self.rows(reference)
         even = F.conv2d(F.pad(reference, (1, 1, 1, 0)), kernel[:, :, ::2])  # row 2r lies between reference rows r-1, r
         odd = F.conv2d(reference, kernel[:, :, 1:2], padding=(0, 1))
         return torch.cat((even, odd), dim=1)
 
     def forward(self, query_part: Tensor, reference_part: Tensor) -> Tensor:
         """Both parts [B, C, h, w] -> points [B, N, P, 2]."""
-        even, odd = (query_part + reference_part).chunk(2, dim=1)  # each [B, C/2, h, w]
+        total = query_part + reference_part  # [B, C, h, w]
+        if not self.is_split:
+            _, shift, output = self.folded()
+            hidden = torch.relu(total + shift[:, None, None])
+            return self.place(self.rows(F.conv2d(F.pad(hidden, (1, 1, 1, 0)), output, self.output.bias)))
+        even, odd = total.chunk(2, dim=1)  # each [B, C/2, h, w]
         rows = torch.stack((even, odd), dim=3).flatten(2, 3)  # [B, C/2, 2h, w]
         even, odd = torch.relu(self.norm(rows)).unflatten(2, (-1, 2)).unbind(3)  # each [B, C/2, h, w]
         kernel = self.rows(self.output.weight)  # [2P, C/2, 3, 3]

@@ -1,13 +1,20 @@
 """Read a map at fractional points, bilinearly: the reference, and a version that gathers whole rows of channels.
 
 Formats such as ONNX know neither bags of rows nor a loop over them: a graph that is exported reads by ``grid_sample``
-or by plain gathers, with the same result up to rounding.
+or by plain gathers, with the same result up to rounding. A runtime that can call back needs neither: within
+`kept_nodes`, a graph that is traced holds a call of such a function as a node of the domain "steadyseg", and `NODES`
+says how to run it.
 """
 
 from __future__ import annotations
 
+import json
 import warnings
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +22,72 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Padding = Literal["border", "zeros"]
+
+# ---- functions that a traced graph may leave to torch ----------------------------------------------------------------
+
+DOMAIN = "steadyseg"
+ARGUMENTS = "arguments"
+"""Attribute of a node: what the function takes after its tensors, as JSON."""
+_KEPT = ContextVar("kept", default=False)
+
+Shape = Callable[..., Sequence[Any]]
+"""Shapes of the tensors that a function takes -> that of its result."""
+
+
+class Node(NamedTuple):
+    """How to run a node."""
+
+    function: Callable[..., Tensor]
+    """Takes the node's tensors, then its other arguments; the result has the first tensor's dtype."""
+    shape: Shape
+
+
+NODES: dict[str, Node] = {}
+"""By the function's name, which is also the node's."""
+
+
+def may_be_node(shape: Shape) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Decorate a function of tensors, then of what JSON can hold, all by position, that may stay one node."""
+
+    def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        name = function.__name__
+        NODES[name] = Node(function, shape)
+
+        @wraps(function)
+        def call(*arguments: Any) -> Tensor:
+            if not are_kept():
+                return function(*arguments)
+            tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+            return torch.onnx.ops.symbolic(
+                f"{DOMAIN}::{name}",
+                tensors,
+                {ARGUMENTS: json.dumps(arguments[len(tensors) :])},
+                dtype=tensors[0].dtype,
+                shape=list(shape(*(tensor.shape for tensor in tensors))),
+                version=1,
+            )
+
+        return call
+
+    return decorate
+
+
+@contextmanager
+def kept_nodes() -> Iterator[None]:
+    """Within this context a graph that is traced holds such functions as nodes."""
+    token = _KEPT.set(True)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+
+
+def are_kept() -> bool:
+    """Whether a graph is traced now that holds such functions as nodes."""
+    return torch.compiler.is_exporting() and _KEPT.get()
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
 
 
 def sample_reference(tokens: Tensor, points: Tensor, size: tuple[int, int], padding: Padding) -> Tensor:
@@ -47,7 +120,7 @@ def to_grid(points: Tensor, size: tuple[int, int]) -> Tensor:
 
 def sample(tokens: Tensor, points: Tensor, size: tuple[int, int], padding: Padding) -> Tensor:
     """Read `tokens` at `points`; arguments and result as in `sample_reference`, equal up to rounding."""
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() and not are_kept():
         return sample_reference(tokens, points, size, padding)
     index, weight = corners(points, size, padding)  # [B, M, 4]
     return gather_rows(tokens, index, weight)  # [B, M, C]
@@ -102,6 +175,7 @@ def _axis(x: Tensor, size: int, padding: Padding) -> tuple[tuple[Tensor, Tensor]
     return (before.clamp(0, size - 1).int(), after.clamp(max=size - 1).int()), (far, near)
 
 
+@may_be_node(lambda tokens, index, weight: (tokens[0], index[1], tokens[2]))
 def gather_rows(tokens: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """Return weighted sums of rows: out[b, m] = sum_j weight[b, m, j] * tokens[b, index[b, m, j]].
 
@@ -193,6 +267,7 @@ def grouped_sample_reference(value: Tensor, points: Tensor, weights: Tensor, siz
     return total.unflatten(0, (batch, groups)).permute(0, 3, 1, 2)  # [B, Q, G, C]
 
 
+@may_be_node(lambda value, points, weights: (value[0], points[1], value[2], value[3]))
 def grouped_sample(value: Tensor, points: Tensor, weights: Tensor, size: tuple[int, int]) -> Tensor:
     """The same as one gather of rows; arguments and result as in `grouped_sample_reference`."""
     if torch.compiler.is_exporting():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from steadyseg.ops import kernels
-from steadyseg.ops.sample import corners, gather_rows, row_products, sample, sample_reference
+from steadyseg.ops.sample import corners, gather_rows, may_be_node, row_products, sample, sample_reference
 
 
 def selective_attention_reference(
@@ -32,6 +32,7 @@ def selective_attention_reference(
     return (score.softmax(-1)[..., None] * value).sum(2)  # [B, N, C]
 
 
+@may_be_node(lambda query, source, points: query)
 def selective_attention(query: Tensor, source: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
     """The same with one map as keys and values, sampled once.
 

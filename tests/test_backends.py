@@ -1,0 +1,205 @@
+"""Graphs that leave some functions to torch, and the cache of traced graphs."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from steadyseg import backends, graph_cache
+from steadyseg.backbones import mit
+from steadyseg.config import options_from_dict
+from steadyseg.models import method
+from steadyseg.models.base import VideoSegmenter
+from steadyseg.ops.sample import NODES
+
+onnx = pytest.importorskip("onnx")
+if importlib.util.find_spec("openvino") is None:  # imported by backends.needs alone, which keeps it quiet
+    pytest.skip("openvino is not installed", allow_module_level=True)
+
+SIZE = (64, 96)
+USED = {
+    "sdcpc": {"selective_attention", "grouped_sample"},
+    "tfc": {"gather_rows"},
+    "dcfm": set(),
+    "segformer": set(),
+}
+"""Which of the functions the graphs of a method have."""
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("STEADYSEG_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real MiT, with one block a stage: tracing takes a third of the time."""
+    monkeypatch.setitem(mit.VARIANTS, "mit_b0", mit.Variant((8, 16, 40, 64), (1, 1, 1, 1)))
+
+
+def build(name: str) -> VideoSegmenter:
+    torch.manual_seed(0)
+    options = {"backbone": "mit_b0", **({} if name == "dcfm" else {"width": 64})}
+    model = method(name)(options_from_dict(name, options), 5).eval()
+    for parameter in model.parameters():  # offsets begin at zero, and would then read whole pixels only
+        if not parameter.any():
+            parameter.data.normal_(0, 0.05)
+    return model
+
+
+def frames(count: int, size: tuple[int, int] = SIZE) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return list(torch.randint(0, 256, (count, 1, 3, *size), generator=generator, dtype=torch.uint8))
+
+
+@torch.inference_mode()
+def stream(model: VideoSegmenter, count: int = 9) -> list[Tensor]:
+    state, found = None, []
+    for frame in frames(count):
+        logits, state = model.step(frame, state)
+        found.append(logits)
+    return found
+
+
+@pytest.mark.parametrize("name", USED)
+def test_openvino_has_torch_read_at_points(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same scores as torch, with each such function run as one node, and those functions alone."""
+    model, called = build(name), set()
+    expected = stream(model)
+
+    def watch(key: str) -> Any:
+        node = NODES[key]
+
+        def function(*arguments: Any) -> Tensor:
+            called.add(key)
+            return node.function(*arguments)
+
+        return node._replace(function=function)
+
+    for key in list(NODES):
+        monkeypatch.setitem(NODES, key, watch(key))
+    found = stream(backends.attach(model, "openvino"))
+    assert called == USED[name]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * float(theirs.abs().max()))
+
+
+def test_bf16_keeps_points_exact() -> None:
+    """Half precision reaches products, not coordinates, which it would move by up to half a pixel."""
+    model = build("sdcpc")
+    expected = stream(model)
+    found = stream(backends.attach(model, "openvino", precision="bf16"))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert float((ours - theirs).abs().max() / theirs.abs().max()) < 0.05
+        assert float((ours.argmax(1) == theirs.argmax(1)).float().mean()) > 0.95
+
+
+def test_files_for_others_have_no_such_node() -> None:
+    model = build("sdcpc")
+    graph = model.graphs(frames(1)[0])["encode"]
+    proto = backends.trace(model, graph.function, graph.inputs).model_proto
+    assert {node.domain for node in proto.graph.node} <= {"", "ai.onnx"}
+    assert "GridSample" in {node.op_type for node in proto.graph.node}
+
+
+def count_traces(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    done: list[int] = []
+    plain = backends.trace
+
+    def trace(*arguments: Any, **options: Any) -> Any:
+        done.append(1)
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(backends, "trace", trace)
+    return done
+
+
+def test_a_graph_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Again only for another size, other weights or another runtime."""
+    done = count_traces(monkeypatch)
+    first = stream(backends.attach(build("segformer"), "openvino"), 2)
+    assert len(done) == 1
+    second = stream(backends.attach(build("segformer"), "openvino", precision="bf16"), 2)
+    third = stream(backends.attach(build("segformer"), "openvino"), 2)
+    assert len(done) == 1
+    assert torch.equal(first[-1], third[-1]) and not torch.equal(first[-1], second[-1])
+    smaller = backends.attach(build("segformer"), "openvino")
+    with torch.inference_mode():
+        smaller.step(frames(1, (64, 64))[0])
+    assert len(done) == 2
+    other = build("segformer")
+    other.decoder.linear_pred.bias.data += 1
+    moved = stream(backends.attach(other, "openvino"), 2)
+    assert len(done) == 3
+    torch.testing.assert_close(moved[-1], first[-1] + 1, rtol=1e-4, atol=1e-4)
+    stream(backends.attach(build("segformer"), "onnxruntime"), 2)
+    assert len(done) == 4
+
+
+def test_the_cache_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("STEADYSEG_CACHE", "off")
+    done = count_traces(monkeypatch)
+    for _ in range(2):
+        stream(backends.attach(build("segformer"), "openvino"), 1)
+    assert len(done) == 2
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_spoilt_graph_is_traced_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = stream(backends.attach(build("segformer"), "openvino"), 1)
+    (file,) = (tmp_path / "cache").glob("*.onnx")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    done = count_traces(monkeypatch)
+    with caplog.at_level(logging.WARNING, "steadyseg"):
+        found = stream(backends.attach(build("segformer"), "openvino"), 1)
+    assert len(done) == 1 and "cannot be read" in caplog.text
+    assert torch.equal(found[0], expected[0])
+    assert file.stat().st_size == len(whole)
+
+
+def test_old_graphs_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_cache, "LIMIT", 250)
+    for number in range(3):
+        graph_cache.write(f"graph{number}", bytes(100))
+        place = graph_cache.folder()
+        assert place is not None
+        stamp = 1_000_000_000 + number
+        os.utime(place / f"graph{number}.onnx", (stamp, stamp))
+    assert graph_cache.read("graph0") is None
+    assert graph_cache.read("graph1") == bytes(100)  # read now: the next to go is graph2
+    graph_cache.write("graph3", bytes(100))
+    assert graph_cache.read("graph2") is None
+    assert graph_cache.read("graph1") == bytes(100)
+    assert sorted(path.name for path in place.iterdir()) == ["graph1.onnx", "graph3.onnx"]
+
+
+def test_a_place_that_takes_nothing_is_named_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("STEADYSEG_CACHE", str(tmp_path / "file"))
+    with caplog.at_level(logging.WARNING, "steadyseg"):
+        graph_cache.write("a", b"1")
+        graph_cache.write("b", b"2")
+    assert caplog.text.count("cannot be kept") == 1
+    assert graph_cache.read("a") is None
+
+
+def test_the_key_holds_all_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = graph_cache.key("config", "weights", "graph", [["torch.uint8", 1, 3, 8, 8]], True)
+    assert key == graph_cache.key("config", "weights", "graph", [["torch.uint8", 1, 3, 8, 8]], True)
+    assert key != graph_cache.key("config", "weights", "graph", [["torch.uint8", 1, 3, 8, 9]], True)
+    graph_cache._sources.cache_clear()
+    monkeypatch.setattr(graph_cache, "version", lambda name: "another")
+    assert key != graph_cache.key("config", "weights", "graph", [["torch.uint8", 1, 3, 8, 8]], True)
+    graph_cache._sources.cache_clear()
