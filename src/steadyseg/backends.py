@@ -271,7 +271,7 @@ def _add_nodes(core: Any) -> None:
             return True
 
         def evaluate(self, outputs: Any, inputs: Any) -> bool:
-            with torch.inference_mode():
+            with torch.inference_mode(), torch.autocast("cpu", enabled=False):
                 tensors = [torch.from_numpy(entry.data) for entry in inputs]
                 result = NODES[self.called].function(*tensors, *json.loads(self.arguments))
             outputs[0].shape = list(result.shape)
