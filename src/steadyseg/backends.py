@@ -12,9 +12,12 @@ import os
 import shutil
 import sys
 import warnings
+import weakref
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import cache, partial
 from importlib import import_module
 from typing import Any, Literal
@@ -25,6 +28,7 @@ from torch import Tensor, nn
 
 from steadyseg import graph_cache
 from steadyseg.models.base import Backend, VideoSegmenter, fingerprint
+from steadyseg.ops import deformable_attention, selective_attention  # noqa: F401 (functions for NODES)
 from steadyseg.ops.sample import ARGUMENTS, DOMAIN, NODES, kept_nodes
 from steadyseg.types import ConfigError
 
@@ -143,7 +147,6 @@ class Traced(ABC):
     def __init__(self, model: VideoSegmenter) -> None:
         self.model = model
         self.sessions: dict[str, tuple[list[torch.Size], Session]] = {}
-        self._weights = ""
 
     def __call__(self, name: str, function: Callable[..., Any], *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run a graph; see models.base.Backend."""
@@ -156,24 +159,34 @@ class Traced(ABC):
 
     def _session(self, name: str, function: Callable[..., Any], tensors: Sequence[Tensor]) -> Session:
         """Find a graph in the cache, or trace it; -> the graph ready to run."""
-        self._weights = self._weights or fingerprint(self.model)
-        shapes = [[str(tensor.dtype), *tensor.shape] for tensor in tensors]
-        key = graph_cache.key(repr(self.model.config), self._weights, name, shapes, self.keeps_nodes)
-        known = graph_cache.read(key)
+        key = self._key(name, tensors)
+        known = None if key is None else graph_cache.read(key)
         if known is not None:
             try:
                 return self.open(known)
             except MemoryError:
                 raise
-            except Exception:  # each runtime has its own, of no common kind; a file that was cut short is traced again
-                logging.getLogger(__name__).warning("a traced graph in %s cannot be read", graph_cache.folder())
+            except Exception as error:  # each runtime has its own, of no common kind
+                text = "the graph %s in %s cannot be opened (%s): it is traced again"
+                logging.getLogger(__name__).warning(text, key, graph_cache.folder(), error)
         inputs = {f"input{number}": tensor for number, tensor in enumerate(tensors)}
         with kept_nodes() if self.keeps_nodes else nullcontext():
             program = trace(self.model, function, inputs, optimize=not self.keeps_nodes)
         graph = program.model_proto.SerializeToString()
         session = self.open(graph)
-        graph_cache.write(key, graph)
+        if key is not None:
+            graph_cache.write(key, graph)
         return session
+
+    def _key(self, name: str, tensors: Sequence[Tensor]) -> str | None:
+        """Return a graph's name in the cache; None where it has code of others, which the cache does not know."""
+        kinds = {type(module).__module__.partition(".")[0] for module in self.model.modules()}
+        if not kinds <= {"steadyseg", "torch"}:
+            return None
+        kind = type(self.model)
+        shapes = [[str(tensor.dtype), *tensor.shape] for tensor in tensors]
+        of_model = kind.__module__, kind.__qualname__, repr(self.model.config), fingerprint(self.model)
+        return graph_cache.key(*of_model, name, shapes, self.keeps_nodes)
 
     @abstractmethod
     def open(self, graph: bytes) -> Session:
@@ -224,15 +237,59 @@ def open_openvino(graph: bytes | str, precision: Precision = "fp32") -> Session:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],  # its own choice may be less than fp32
+        "ENABLE_CPU_PINNING": False,  # torch's threads would inherit the one core of the thread that calls back
     }
     core = openvino_core()
-    request = core.compile_model(core.read_model(graph), "CPU", options).create_infer_request()
+    nodes = _Nodes()
+    token = _NODES_OF.set(nodes)
+    try:
+        request = core.compile_model(core.read_model(graph), "CPU", options).create_infer_request()
+    finally:
+        _NODES_OF.reset(token)
+    nodes.is_open = True
+    return _OpenVINOSession(request, nodes)
 
-    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-        results = request.infer(_arrays(tensors), share_inputs=True)
+
+class _Nodes:
+    """The nodes of a session that call back to torch, which OpenVINO itself does not keep."""
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self.kept: list[Any] = []
+        self.passing: deque[Any] = deque(maxlen=64)
+        """Where sizes are free, OpenVINO copies nodes at every call, to ask for the shapes of their results."""
+        self.error: BaseException | None = None
+        """What the last call back raised."""
+
+    def add(self, node: Any) -> None:
+        """Keep a node."""
+        (self.passing if self.is_open else self.kept).append(node)
+
+
+_NODES_OF: ContextVar[_Nodes] = ContextVar("nodes_of")
+"""The session that is being opened."""
+
+
+class _OpenVINOSession:
+    """A graph in OpenVINO."""
+
+    def __init__(self, request: Any, nodes: _Nodes) -> None:
+        self.request = request
+        self.nodes = nodes
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        try:
+            results = self.request.infer(_arrays(tensors), share_inputs=True)
+        except RuntimeError:  # OpenVINO's own, perhaps as a call back gave it no result
+            if self.nodes.error is None:
+                raise
+        error, self.nodes.error = self.nodes.error, None
+        if error is not None:
+            raise error
         return tuple(torch.from_numpy(results[number]) for number in range(len(results)))
 
-    return run
+    def __del__(self) -> None:
+        del self.request  # before its nodes
 
 
 @cache
@@ -243,21 +300,37 @@ def openvino_core() -> Any:
     order in which they began, the second puts back what the first has freed, and the next signal kills the process.
     """
     core = needs("openvino").Core()
-    _add_nodes(core)
+    extension = import_module("openvino.frontend.onnx").ConversionExtension
+    for name in NODES:
+        core.add_extension(extension(name, DOMAIN, partial(_call_node, name)))
     return core
 
 
-def _add_nodes(core: Any) -> None:
-    """Let OpenVINO run the functions in `ops.sample.NODES`: each by a call back to torch."""
+def _call_node(name: str, context: Any) -> Any:
+    """Make a node of `ops.sample.NODES` one of OpenVINO's, which calls back."""
+    inputs = [context.get_input(number) for number in range(context.get_input_size())]
+    return _node_class()(_NODES_OF.get(), name, context.get_attribute(ARGUMENTS), inputs).outputs()
+
+
+@cache
+def _node_class() -> Any:
+    """Return OpenVINO's operation that has torch run a node; a class of its kind needs the library."""
     openvino = needs("openvino")
-    extension = import_module("openvino.frontend.onnx").ConversionExtension
 
     class Called(openvino.Op):  # type: ignore[name-defined, misc]
         """One node."""
 
-        def __init__(self, name: str, arguments: str, inputs: Any) -> None:
+        def __init__(self, nodes: _Nodes, name: str, arguments: str, inputs: Any) -> None:
+            self.nodes = weakref.ref(nodes)  # which hold this, and Python finds no circle through C++
             self.called, self.arguments = name, arguments
-            super().__init__(self, inputs)
+            nodes.add(self)
+            super().__init__(weakref.proxy(self), inputs)  # each would else keep the other, and the weights, for good
+
+        @property
+        def session_nodes(self) -> _Nodes:
+            nodes = self.nodes()
+            assert nodes is not None, "a session ends after its request"
+            return nodes
 
         def validate_and_infer_types(self) -> None:
             shapes = [self.get_input_partial_shape(number) for number in range(self.get_input_size())]
@@ -265,25 +338,23 @@ def _add_nodes(core: Any) -> None:
             self.set_output_type(0, self.get_input_element_type(0), shape)
 
         def clone_with_new_inputs(self, inputs: Any) -> Any:
-            return Called(self.called, self.arguments, inputs)
+            return Called(self.session_nodes, self.called, self.arguments, inputs)
 
         def has_evaluate(self) -> bool:
             return True
 
         def evaluate(self, outputs: Any, inputs: Any) -> bool:
-            with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-                tensors = [torch.from_numpy(entry.data) for entry in inputs]
-                result = NODES[self.called].function(*tensors, *json.loads(self.arguments))
-            outputs[0].shape = list(result.shape)
-            np.copyto(outputs[0].data, result.numpy())
+            try:
+                with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+                    tensors = [torch.from_numpy(entry.data) for entry in inputs]
+                    result = NODES[self.called].function(*tensors, *json.loads(self.arguments))
+                outputs[0].shape = list(result.shape)
+                np.copyto(outputs[0].data, result.numpy())
+            except BaseException as error:  # in OpenVINO's threads it would be lost, or end the process
+                self.session_nodes.error = error
             return True
 
-    def convert(name: str, context: Any) -> Any:
-        inputs = [context.get_input(number) for number in range(context.get_input_size())]
-        return Called(name, context.get_attribute(ARGUMENTS), inputs).outputs()
-
-    for name in NODES:
-        core.add_extension(extension(name, DOMAIN, partial(convert, name)))
+    return Called
 
 
 def _arrays(tensors: Sequence[Tensor]) -> list[np.ndarray]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import platformdirs
@@ -22,7 +24,9 @@ import steadyseg
 
 LIMIT = 2**30
 """Bytes; beyond them the graphs that were not read for longest go."""
-TRACERS = ("torch", "onnx", "onnxscript")
+TRACERS = ("torch", "onnx", "onnx-ir", "onnxscript")
+PART = ".part"
+DAY = 24 * 60 * 60
 _logger = logging.getLogger(__name__)
 
 
@@ -31,9 +35,9 @@ def folder() -> Path | None:
     wanted = os.environ.get("STEADYSEG_CACHE")
     if wanted == "off":
         return None
-    return (
-        Path(wanted).expanduser() if wanted else platformdirs.user_cache_path("steadyseg", appauthor=False) / "graphs"
-    )
+    if wanted:
+        return Path(os.path.expanduser(wanted))  # noqa: PTH111 (Path's own raises for a user who is not there)
+    return platformdirs.user_cache_path("steadyseg", appauthor=False) / "graphs"
 
 
 def key(*parts: Any) -> str:
@@ -60,24 +64,24 @@ def write(key: str, graph: bytes) -> None:
     place = folder()
     if place is None:
         return
-    part = place / f".{key}.{os.getpid()}.part"
     try:
         place.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(graph)
-        part.replace(place / f"{key}.onnx")
-        _drop_old(place)
+        with NamedTemporaryFile(dir=place, prefix=f".{key}.", suffix=PART, delete=False) as part:
+            part.write(graph)
+        Path(part.name).replace(place / f"{key}.onnx")
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         _say_once(f"traced graphs cannot be kept in {place} ({error.strerror}), so the next run traces them again")
+    with suppress(OSError):
+        _drop_old(place)
 
 
 def _drop_old(place: Path) -> None:
+    """Remove what exceeds LIMIT, and what a program left half written."""
     left = LIMIT
-    files = [(path, path.stat()) for path in place.glob("*.onnx")]
+    files = [(path, path.stat()) for path in place.iterdir() if path.suffix in (".onnx", PART)]
     for path, about in sorted(files, key=lambda entry: entry[1].st_mtime, reverse=True):
         left -= about.st_size
-        if left < 0:
+        if left < 0 or (path.suffix == PART and time.time() - about.st_mtime > DAY):
             path.unlink(missing_ok=True)
 
 

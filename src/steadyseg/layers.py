@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadyseg.ops.sample import grouped_sample, sample
+from steadyseg.ops.sample import grouped_sample, place, sample
 
 LARGEST_SCORES = 2**27
 """Elements of an attention matrix that training on the CPU may keep."""
@@ -222,17 +222,9 @@ class DeformableConv(nn.Module):
         z = F.gelu(self.norm(to_tokens(self.depthwise(x))))  # [B, N, C]
         offset = self.offset(z).unflatten(2, (self.groups, 9, 2))  # [B, N, G, 9, 2]
         modulation = self.modulation(z).float().unflatten(2, (self.groups, 9)).softmax(-1)  # [B, N, G, 9]
-        here = pixel_centres(size, x.device)[:, None, None]  # [N, 1, 1, 2]
-        points = here + self.window + offset.float()  # [B, N, G, 9, 2]
+        points = place(self.window + offset.float(), size)  # [B, N, G, 9, 2]
         read = grouped_sample(value, points, modulation, size)  # [B, N, G, C/G]
         return to_map(self.output(read.flatten(2)), size)  # [B, C, h, w]
-
-
-def pixel_centres(size: tuple[int, int], device: torch.device) -> Tensor:
-    """Return float32 [N, 2], the (x, y) coordinate of every pixel of an h x w grid, row by row."""
-    h, w = size
-    y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
-    return torch.stack((x, y), dim=-1).flatten(0, 1).float()  # [N, 2]
 
 
 def warp(x: Tensor, flow: Tensor) -> Tensor:
@@ -248,5 +240,4 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
     size = (x.shape[2], x.shape[3])
     dx, dy = to_tokens(resize(flow, size)).unbind(2)  # each [B, N], in pixels of H x W
     shift = torch.stack((dx * (size[1] / flow.shape[3]), dy * (size[0] / flow.shape[2])), dim=2)  # [B, N, 2], in cells
-    points = pixel_centres(size, x.device) + shift  # [B, N, 2]
-    return to_map(sample(to_tokens(x), points, size, "border"), size)  # [B, C, h, w]
+    return to_map(sample(to_tokens(x), place(shift, size), size, "border"), size)  # [B, C, h, w]

@@ -14,6 +14,7 @@ from steadyseg import models
 from steadyseg.flow import displacement
 from steadyseg.layers import warp
 from steadyseg.models.tfc import METHOD, SparseAttention, TFCConfig, correlate, correlation_loss, to_direction
+from steadyseg.ops.deformable_attention import query_points
 from steadyseg.types import IGNORE, Clip, ConfigError, ShapeError
 
 SIZE = (48, 64)
@@ -283,11 +284,8 @@ def test_attention_starts_like_deformable_detr() -> None:
 
 def test_points_lie_around_the_query() -> None:
     """r_q = ((column + 0.5) / W_1, (row + 0.5) / H_1), at every level."""
-    attention = SparseAttention(16)
-    torch.nn.init.zeros_(attention.offsets.bias)
-    points = attention.points(
-        torch.zeros(1, 16), torch.tensor([2 * 12 + 7]), (8, 12), [(8, 12), (4, 6), (3, 5), (1, 2)]
-    )
+    sizes = [(8, 12), (4, 6), (3, 5), (1, 2)]
+    points = query_points(torch.zeros(2, 4, 1, 8, 4), torch.tensor([2 * 12 + 7]), (8, 12), sizes)
     for level, (x, y) in enumerate(
         [(7.0, 2.0), (3.25, 0.75), (7.5 / 12 * 5 - 0.5, 2.5 / 8 * 3 - 0.5), (0.75, -0.1875)]
     ):

@@ -50,7 +50,6 @@ from steadyseg.layers import (
     DeformableConv,
     Folding,
     classify,
-    pixel_centres,
     pointwise,
     resize,
     to_map,
@@ -58,6 +57,7 @@ from steadyseg.layers import (
 )
 from steadyseg.losses import class_prototypes, cross_entropy, draw, prototype_contrast, variate_similarity
 from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter, check_options, check_same
+from steadyseg.ops.sample import place
 from steadyseg.ops.selective_attention import selective_attention, selective_attention_reference
 from steadyseg.types import IGNORE, Clip
 
@@ -491,8 +491,7 @@ class Offsets(nn.Module):
     def place(self, offset: Tensor) -> Tensor:
         """offset [B, 2P, h, w] -> points float32 [B, N, P, 2]: own position + s x s base grid + offset."""
         moved = to_tokens(offset).float().unflatten(2, (self.points, 2))  # [B, N, P, 2]
-        here = pixel_centres((offset.shape[2], offset.shape[3]), offset.device)[:, None]  # [N, 1, 2]
-        return here + self.base + moved
+        return place(self.base + moved, (offset.shape[2], offset.shape[3]))
 
 
 class InterleavedOffsets(Offsets, Folding):

@@ -50,10 +50,10 @@ from torch import Tensor, nn
 
 from steadyseg.decoders import SegFormerDecoder
 from steadyseg.flow import displacement, shared_flow
-from steadyseg.layers import classify, pixel_centres, resize, to_map, to_tokens, warp
+from steadyseg.layers import classify, resize, to_map, to_tokens, warp
 from steadyseg.losses import cross_entropy
 from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter, check_options, check_same
-from steadyseg.ops.deformable_attention import deformable_attention
+from steadyseg.ops.deformable_attention import attend
 from steadyseg.types import IGNORE, Clip
 
 LEVELS, HEADS, POINTS = 4, 8, 4
@@ -463,31 +463,13 @@ class SparseAttention(nn.Module):
         """
         sizes = [(value.shape[2], value.shape[3]) for value in values]
         tokens = [self.value(to_tokens(value)) for value in values]  # each [B, N_l, D]
-        image = chosen // (size[0] * size[1])  # [Q]
-        points = self.points(queries, chosen % (size[0] * size[1]), size, sizes)  # [2, L, Q, M, P]
+        offsets = self.offsets(queries).unflatten(1, (2, LEVELS, HEADS * POINTS))  # [Q, 2, L, M * P]
+        offsets = offsets.permute(1, 2, 0, 3).float().contiguous().unflatten(3, (HEADS, POINTS))  # [2, L, Q, M, P]
         weights = self.weights(queries).unflatten(1, (HEADS, -1)).float().softmax(-1)  # [Q, M, L * P]
         weights = weights.unflatten(2, (LEVELS, POINTS)).permute(2, 0, 1, 3).contiguous()  # [L, Q, M, P]
-        read = deformable_attention(tokens, sizes, points, weights, image)  # Eq. (9)
+        read = attend(offsets, weights, chosen, *tokens, size, sizes)  # Eq. (9)
         x = self.norm1(queries + self.output(read))
         return self.norm2(x + self.narrow(torch.relu_(self.hidden(x)))).to(queries.dtype)
-
-    def points(self, queries: Tensor, pixel: Tensor, size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """Place the points that are read.
-
-        Args:
-            queries: float [Q, D].
-            pixel: int64 [Q], the place of each in its map, row by row.
-            size: (h_1, w_1) of that map.
-            sizes: (h_l, w_l) of the levels.
-
-        Returns:
-            float32 [2, L, Q, M, P], x then y in pixels of the levels, (0, 0) the centre of the first.
-        """
-        offsets = self.offsets(queries).unflatten(1, (2, LEVELS, HEADS * POINTS))  # [Q, 2, L, M * P]
-        x, y = (pixel_centres(size, queries.device)[pixel] + 0.5).T  # each [Q]
-        levels = [torch.stack((x * (w / size[1]), y * (h / size[0]))) for h, w in sizes]  # each [2, Q]
-        centre = torch.stack(levels, dim=1) - 0.5  # [2, L, Q]
-        return (offsets.permute(1, 2, 0, 3).float().contiguous() + centre[..., None]).unflatten(3, (HEADS, POINTS))
 
 
 def _check(config: TFCConfig) -> None:

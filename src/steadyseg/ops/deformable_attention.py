@@ -7,13 +7,14 @@ than their number. The linear maps of queries, values and results are the caller
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from steadyseg.ops import kernels
-from steadyseg.ops.sample import gather_rows
+from steadyseg.ops.sample import gather_rows, may_be_node, pixel_centres
 
 
 def deformable_attention_reference(
@@ -45,6 +46,43 @@ def deformable_attention_reference(
             total = total + torch.einsum("mdqp,qmp->qmd", read, weights[level, mine].to(maps.dtype))
         out = out.index_copy(0, mine, total.flatten(1))  # [q, D]
     return out
+
+
+def query_points(offsets: Tensor, pixel: Tensor, size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Place the points that queries read.
+
+    Args:
+        offsets: float32 [2, L, Q, M, P], x then y in pixels of the levels.
+        pixel: int64 [Q], the place of each query in an h x w map, row by row.
+        size: (h, w).
+        sizes: L pairs (h_l, w_l).
+
+    Returns:
+        float32 [2, L, Q, M, P], x then y in pixels of the levels, (0, 0) the centre of the first.
+    """
+    x, y = (pixel_centres(size, offsets.device)[pixel] + 0.5).T  # each [Q]
+    levels = [torch.stack((x * (w / size[1]), y * (h / size[0]))) for h, w in sizes]  # each [2, Q]
+    centre = torch.stack(levels, dim=1) - 0.5  # [2, L, Q]
+    return offsets + centre[..., None, None]
+
+
+@may_be_node(lambda offsets, weights, chosen, *values: (chosen[0], values[0][2]))
+def attend(offsets: Tensor, weights: Tensor, chosen: Tensor, *others: Any) -> Tensor:
+    """Have chosen pixels read around their own places.
+
+    Args:
+        offsets: as in `query_points`.
+        weights: as in `deformable_attention`.
+        chosen: int64 [Q] in 0..B * N - 1, which pixel of which image each query is.
+        others: the L values of `deformable_attention`, then `size` and `sizes` of `query_points`.
+
+    Returns:
+        float [Q, D], of the values' type.
+    """
+    *values, (height, width), sizes = others
+    count = height * width
+    points = query_points(offsets, chosen.long() % count, (height, width), sizes)
+    return deformable_attention(values, sizes, points, weights, chosen.long() // count)
 
 
 def deformable_attention(

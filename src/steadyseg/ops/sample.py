@@ -8,13 +8,14 @@ says how to run it.
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, ParamSpec
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ ARGUMENTS = "arguments"
 """Attribute of a node: what the function takes after its tensors, as JSON."""
 _KEPT = ContextVar("kept", default=False)
 
+P = ParamSpec("P")
 Shape = Callable[..., Sequence[Any]]
 """Shapes of the tensors that a function takes -> that of its result."""
 
@@ -46,17 +48,18 @@ NODES: dict[str, Node] = {}
 """By the function's name, which is also the node's."""
 
 
-def may_be_node(shape: Shape) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Decorate a function of tensors, then of what JSON can hold, all by position, that may stay one node."""
+def may_be_node(shape: Shape) -> Callable[[Callable[P, Tensor]], Callable[P, Tensor]]:
+    """Decorate a function of tensors, then of what JSON can hold, that may stay one node."""
 
-    def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        name = function.__name__
+    def decorate(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+        name, signature = function.__name__, inspect.signature(function)
         NODES[name] = Node(function, shape)
 
         @wraps(function)
-        def call(*arguments: Any) -> Tensor:
-            if not are_kept():
-                return function(*arguments)
+        def call(*given: P.args, **named: P.kwargs) -> Tensor:
+            if not (torch.compiler.is_exporting() and _KEPT.get()):
+                return function(*given, **named)
+            arguments = signature.bind(*given, **named).args
             tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
             return torch.onnx.ops.symbolic(
                 f"{DOMAIN}::{name}",
@@ -80,11 +83,6 @@ def kept_nodes() -> Iterator[None]:
         yield
     finally:
         _KEPT.reset(token)
-
-
-def are_kept() -> bool:
-    """Whether a graph is traced now that holds such functions as nodes."""
-    return torch.compiler.is_exporting() and _KEPT.get()
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -118,9 +116,33 @@ def to_grid(points: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.stack(((x + 0.5) * (2.0 / w) - 1.0, (y + 0.5) * (2.0 / h) - 1.0), dim=-1)  # [..., 2]
 
 
+def pixel_centres(size: tuple[int, int], device: torch.device) -> Tensor:
+    """Return float32 [N, 2], the (x, y) coordinate of every pixel of an h x w grid, row by row."""
+    h, w = size
+    y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
+    return torch.stack((x, y), dim=-1).flatten(0, 1).float()  # [N, 2]
+
+
+@may_be_node(lambda shift: shift)
+def place(shift: Tensor, size: tuple[int, int]) -> Tensor:
+    """Turn shifts from every pixel's own place into points.
+
+    Args:
+        shift: float [B, N, ..., 2] (x, y) in pixels of an h x w map, row by row. Half precision has room for a shift,
+            but not for a coordinate: at 128 its steps are a pixel.
+        size: (h, w).
+
+    Returns:
+        float32 [B, N, ..., 2] (x, y); (0, 0) is the centre of the first pixel.
+    """
+    here = pixel_centres(size, shift.device)
+    return here.view(len(here), *[1] * (shift.ndim - 3), 2) + shift.float()
+
+
+@may_be_node(lambda tokens, points: (tokens[0], points[1], tokens[2]))
 def sample(tokens: Tensor, points: Tensor, size: tuple[int, int], padding: Padding) -> Tensor:
     """Read `tokens` at `points`; arguments and result as in `sample_reference`, equal up to rounding."""
-    if torch.compiler.is_exporting() and not are_kept():
+    if torch.compiler.is_exporting():
         return sample_reference(tokens, points, size, padding)
     index, weight = corners(points, size, padding)  # [B, M, 4]
     return gather_rows(tokens, index, weight)  # [B, M, C]
@@ -175,7 +197,6 @@ def _axis(x: Tensor, size: int, padding: Padding) -> tuple[tuple[Tensor, Tensor]
     return (before.clamp(0, size - 1).int(), after.clamp(max=size - 1).int()), (far, near)
 
 
-@may_be_node(lambda tokens, index, weight: (tokens[0], index[1], tokens[2]))
 def gather_rows(tokens: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """Return weighted sums of rows: out[b, m] = sum_j weight[b, m, j] * tokens[b, index[b, m, j]].
 
