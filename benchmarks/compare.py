@@ -11,10 +11,10 @@ target frames, crops, optimiser groups, and initial backbone. CamVid's recipe ha
 config segformer_mit_b0_camvid_first; `camvid`, segformer_mit_b0_camvid, goes on from the first part's run of seed 0 and
 adds noise to the frames. `camvid_noise` is the first part with that noise, and SD-CPC's labels, from its beginning.
 On DAVIS only the data differ from the first part. Rows on ResNet-18 start from random weights, as no pretrained ones
-are in the repository. TFC's clips have four labelled frames, SD-CPC's in the second part three, the others' one. Rows
-that need no training of their own run SegFormer's weights. DCFM looks ahead, but for the row "online". Scores "alone"
-take every frame as a video of its own, as the frames of CamVid's test are a second apart. Speed is that on the first
-validation video, fp32, frame tensor to labels of its size.
+are in the repository. TFC's clips have four labelled frames, SD-CPC's in `camvid` and `camvid_noise` three, the others'
+one. Rows that need no training of their own run SegFormer's weights. DCFM looks ahead, but for the row "online". Scores
+"alone" take every frame as a video of its own, as the frames of CamVid's test are a second apart. Speed is that on the
+first validation video, fp32, frame tensor to labels of its size.
 What comes out is one file a row and seed in results/compare/DATA/ITERATIONS/.
 """
 
@@ -113,7 +113,7 @@ class Recipe(NamedTuple):
     after: str | None = None
     """The recipe from whose runs of seed 0, at their full number of steps, the rows go on."""
     model: dict[str, dict[str, Any]] = {}  # noqa: RUF012 (never changed)
-    """What differs in the model section, by method; what a row says of its own goes before it."""
+    """What differs in the model section, by method; a row's own options win."""
 
 
 OLDER_LABELS = {"sdcpc": {"aux_ref_ce": 0.5}}
@@ -222,24 +222,40 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
 
 
 def table(data: str, iterations: int, names: list[str]) -> str:
-    """Return the rows so far as Markdown; of several seeds the mean, and half the distance of the extremes."""
-    columns = [(split, metric) for split in SCORED[data] for metric in (METRICS if split == "val" else METRICS[:1])]
-    heads = [metric if split == "val" else f"{split} {metric}" for split, metric in columns]
-    lines = [f"| row | seeds | {' | '.join(heads)} | ms | FPS |", "| --- " * (len(columns) + 4) + "|"]
-    for name in names:
-        files = sorted((RESULTS / data / str(iterations)).glob(f"{name}_[0-9]*.json"))
-        found = [json.loads(file.read_text()) for file in files]
-        found = [entry for entry in found if "scores" in entry]
-        if not found:
+    """Return the rows so far as Markdown; of several seeds the mean, and half the distance of the extremes.
+
+    What no row has, scores of a split or the speed, is left out.
+    """
+    rows = {name: _entries(data, iterations, name) for name in names}
+    every = [entry for entries in rows.values() for entry in entries]
+    columns = [
+        (split, metric)
+        for split in SCORED[data]
+        for metric in (METRICS if split == "val" else METRICS[:1])
+        if any(split in entry["scores"] for entry in every)
+    ]
+    is_timed = any("speed" in entry for entry in every)
+    heads = ["row", "seeds", *(metric if split == "val" else f"{split} {metric}" for split, metric in columns)]
+    heads += ["ms", "FPS"] if is_timed else []
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for name, entries in rows.items():
+        if not entries:
             continue
         cells = [
-            _cell([100 * entry["scores"][split][metric] for entry in found if split in entry["scores"]])
+            _cell([100 * entry["scores"][split][metric] for entry in entries if split in entry["scores"]])
             for split, metric in columns
         ]
-        fast = [entry["speed"]["ms"] for entry in found if "speed" in entry]
-        cells += [f"{mean(fast):.0f}", f"{1e3 / mean(fast):.1f}"] if fast else ["", ""]
-        lines.append(f"| {name} | {len(found)} | {' | '.join(cells)} |")
+        fast = [entry["speed"]["ms"] for entry in entries if "speed" in entry]
+        times = [f"{mean(fast):.0f}", f"{1e3 / mean(fast):.1f}"] if fast else ["", ""]
+        lines.append(f"| {' | '.join([name, str(len(entries)), *cells, *(times if is_timed else [])])} |")
     return "\n".join(lines)
+
+
+def _entries(data: str, iterations: int, name: str) -> list[dict[str, Any]]:
+    """Return what is known of a row that has been scored, by seed."""
+    files = sorted((RESULTS / data / str(iterations)).glob(f"{name}_[0-9]*.json"))
+    found = [json.loads(file.read_text()) for file in files]
+    return [entry for entry in found if "scores" in entry]
 
 
 def _cell(values: list[float]) -> str:
