@@ -132,6 +132,32 @@ def test_what_a_call_back_raises_arrives(name: str, function: str, monkeypatch: 
     assert torch.equal(stream(model, 2)[-1], expected[-1])
 
 
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_ctrl_c_while_a_graph_is_opened(is_kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not taken for a graph that cannot be opened, whether that was traced now or kept."""
+    if is_kept:
+        stream(backends.attach(build("sdcpc"), "openvino"), 1)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backends, "_node_class", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            stream(backends.attach(build("sdcpc"), "openvino"), 1)
+
+
+def test_ctrl_c_while_shapes_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream(backends.attach(build("sdcpc"), "openvino"), 1)  # keeps the graphs, whose tracing asks for shapes too
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(NODES, "place", NODES["place"]._replace(shape=interrupt))  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        stream(backends.attach(build("sdcpc"), "openvino"), 1)
+
+
 @pytest.mark.parametrize("name", ["sdcpc", "tfc"])
 def test_a_session_frees_its_nodes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes hold the graph they are in, with its weights."""

@@ -244,6 +244,10 @@ def open_openvino(graph: bytes | str, precision: Precision = "fp32") -> Session:
     token = _NODES_OF.set(nodes)
     try:
         request = core.compile_model(core.read_model(graph), "CPU", options).create_infer_request()
+    except Exception:  # OpenVINO's own, of several kinds
+        if nodes.error is not None:
+            raise nodes.error from None
+        raise
     finally:
         _NODES_OF.reset(token)
     nodes.is_open = True
@@ -260,6 +264,15 @@ class _Nodes:
         """Where sizes are free, OpenVINO copies nodes at every call, to ask for the shapes of their results."""
         self.error: BaseException | None = None
         """What the last call back raised."""
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Note what is raised in a call back, such as by Ctrl-C: OpenVINO turns it into an error of its own."""
+        try:
+            yield
+        except BaseException as error:
+            self.error = self.error or error  # what follows from the first says less
+            raise
 
     def add(self, node: Any) -> None:
         """Keep a node."""
@@ -308,8 +321,10 @@ def openvino_core() -> Any:
 
 def _call_node(name: str, context: Any) -> Any:
     """Make a node of `ops.sample.NODES` one of OpenVINO's, which calls back."""
-    inputs = [context.get_input(number) for number in range(context.get_input_size())]
-    return _node_class()(_NODES_OF.get(), name, context.get_attribute(ARGUMENTS), inputs).outputs()
+    nodes = _NODES_OF.get()
+    with nodes.noting():
+        inputs = [context.get_input(number) for number in range(context.get_input_size())]
+        return _node_class()(nodes, name, context.get_attribute(ARGUMENTS), inputs).outputs()
 
 
 @cache
@@ -333,12 +348,14 @@ def _node_class() -> Any:
             return nodes
 
         def validate_and_infer_types(self) -> None:
-            shapes = [self.get_input_partial_shape(number) for number in range(self.get_input_size())]
-            shape = openvino.PartialShape(list(NODES[self.called].shape(*shapes)))
-            self.set_output_type(0, self.get_input_element_type(0), shape)
+            with self.session_nodes.noting():
+                shapes = [self.get_input_partial_shape(number) for number in range(self.get_input_size())]
+                shape = openvino.PartialShape(list(NODES[self.called].shape(*shapes)))
+                self.set_output_type(0, self.get_input_element_type(0), shape)
 
         def clone_with_new_inputs(self, inputs: Any) -> Any:
-            return Called(self.session_nodes, self.called, self.arguments, inputs)
+            with self.session_nodes.noting():
+                return Called(self.session_nodes, self.called, self.arguments, inputs)
 
         def has_evaluate(self) -> bool:
             return True
