@@ -122,12 +122,16 @@ def test_what_a_call_back_raises_arrives(name: str, function: str, monkeypatch: 
     model = backends.attach(build(name), "openvino")
     expected = stream(model, 2)
 
+    raised: list[type[BaseException]] = []
+
     def interrupt(*arguments: Any) -> Tensor:
-        raise KeyboardInterrupt
+        raised.append(ValueError if raised else KeyboardInterrupt)  # of several the first says what happened
+        raise raised[-1]
 
     monkeypatch.setitem(NODES, function, node._replace(function=interrupt))
     with pytest.raises(KeyboardInterrupt):
         stream(model, 2)
+    assert raised == [KeyboardInterrupt]  # nothing is computed from what was not
     monkeypatch.setitem(NODES, function, node)
     assert torch.equal(stream(model, 2)[-1], expected[-1])
 
@@ -245,6 +249,18 @@ def test_another_class_is_another_graph(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(done) == 2
 
 
+def test_constants_are_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The normalisation is in the graph, and not among the weights."""
+    done = count_traces(monkeypatch)
+    stream(backends.attach(build("segformer"), "openvino"), 1)
+    other = build("segformer")
+    other.mean += 10
+    expected = stream(other, 1)
+    found = stream(backends.attach(other, "openvino"), 1)
+    assert len(done) == 2
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
+
+
 def test_the_cache_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("STEADYSEG_CACHE", "off")
     done = count_traces(monkeypatch)
@@ -297,7 +313,7 @@ def test_a_place_that_takes_nothing_is_named_once(
     assert graph_cache.read("a") is None
 
 
-def test_the_key_holds_all_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_depends_on_sizes_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     key = graph_cache.key("config", "weights", "graph", [["torch.uint8", 1, 3, 8, 8]], True)
     assert key == graph_cache.key("config", "weights", "graph", [["torch.uint8", 1, 3, 8, 8]], True)
     assert key != graph_cache.key("config", "weights", "graph", [["torch.uint8", 1, 3, 8, 9]], True)

@@ -185,7 +185,9 @@ class Traced(ABC):
             return None
         kind = type(self.model)
         shapes = [[str(tensor.dtype), *tensor.shape] for tensor in tensors]
-        of_model = kind.__module__, kind.__qualname__, repr(self.model.config), fingerprint(self.model)
+        saved = self.model.state_dict().keys()
+        constants = {name: value.tolist() for name, value in self.model.named_buffers() if name not in saved}
+        of_model = kind.__module__, kind.__qualname__, repr(self.model.config), fingerprint(self.model), constants
         return graph_cache.key(*of_model, name, shapes, self.keeps_nodes)
 
     @abstractmethod
@@ -361,6 +363,9 @@ def _node_class() -> Any:
             return True
 
         def evaluate(self, outputs: Any, inputs: Any) -> bool:
+            nodes = self.session_nodes
+            if nodes.error is not None:  # the inputs are what a node before this one left undone
+                return True
             try:
                 with torch.inference_mode(), torch.autocast("cpu", enabled=False):
                     tensors = [torch.from_numpy(entry.data) for entry in inputs]
@@ -368,7 +373,7 @@ def _node_class() -> Any:
                 outputs[0].shape = list(result.shape)
                 np.copyto(outputs[0].data, result.numpy())
             except BaseException as error:  # in OpenVINO's threads it would be lost, or end the process
-                self.session_nodes.error = error
+                nodes.error = error
             return True
 
     return Called
