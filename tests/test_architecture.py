@@ -37,7 +37,7 @@ ALLOWED = {
     "costs": BELOW_ENGINE,
     "cuda_graphs": {"types", "models"},
     "graph_cache": BOTTOM,
-    "backends": BELOW_TOOLS | {"graph_cache"},
+    "backends": BELOW_TOOLS | {"graph_cache", "cuda_graphs"},
     **dict.fromkeys(GRAPHS, BELOW_TOOLS | {"backends"}),
     **dict.fromkeys(("export", "cluster", "app"), BELOW_TOOLS | GRAPHS | {"backends", "costs", "cuda_graphs"}),
     "benchmark": BELOW_TOOLS | {"backends", "costs", "cuda_graphs", "quantisation", "allocator"},  # starts programs

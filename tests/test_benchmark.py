@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from steadyseg import allocator, benchmark, cli, models
-from steadyseg.benchmark import growth, host
+from steadyseg.benchmark import growth, host, speed
 from steadyseg.benchmark.clock import summary
 from steadyseg.benchmark.parts import parts
 from steadyseg.benchmark.process import Process
@@ -52,6 +52,16 @@ def test_measure_reports_everything() -> None:
     operations = 2 * result["multiply_adds"]["stream"]["executed"]["full"] * result["fps"]
     assert result["share_of_peak"] == pytest.approx(operations / (1e9 * result["peak_gflops"]))
     assert result["size"] == [64, 96] and result["streams"] == 1 and result["backend"] == "torch"
+
+
+def test_both_at_once_is_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    built: list[str] = []
+    monkeypatch.setattr(speed, "build", lambda name, *rest: built.append(name) or build(name, *rest))
+    both = benchmark.measure_and_compare("sdcpc", TINY)
+    assert built == ["sdcpc"]
+    assert set(both) == {"result", "comparison"} and both["result"]["fps"] > 0
+    assert both["comparison"]["theirs"]["latency_ms"]["mean"] > 0
 
 
 def test_compare_gives_equal_labels_on_equal_weights() -> None:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from steadyseg import models
-from steadyseg.cuda_graphs import CudaGraphs, buffers_like, fill, hand_out, no_weight_cache, record, signature
+from steadyseg.cuda_graphs import (
+    CudaGraphs,
+    KeptCasts,
+    buffers_like,
+    fill,
+    hand_out,
+    no_weight_cache,
+    plain_mode,
+    record,
+    signature,
+)
+from steadyseg.models.base import fixed_sizes
 from steadyseg.types import ConfigError, ShapeError
 
-RECORDED = {"tfc": {"msda": "dense"}} | {name: {} for name in ("segformer", "sdcpc", "dcfm", "reuse", "msaf", "pspnet")}
-"""Methods and options with which every graph can be recorded; how many points TFC refines else depends on the video."""
+RECORDED = ("segformer", "sdcpc", "dcfm", "reuse", "tfc", "msaf", "pspnet")
 
 
 def test_fill_copies_and_keeps_the_layout() -> None:
@@ -76,6 +87,57 @@ def test_autocast_keeps_no_weights_inside() -> None:
     assert torch.is_autocast_cache_enabled() == before
 
 
+@pytest.mark.parametrize("name", RECORDED)
+def test_weights_are_converted_once(name: str) -> None:
+    """The third run casts inputs and what it computes alone; the results follow the inputs, and are what they were."""
+    cls = models.method(name)
+    model = cls(cls.Config(), 5).eval()
+    first, second = torch.randint(0, 256, (2, 1, 3, 64, 96), dtype=torch.uint8)
+    with torch.autocast("cpu", torch.bfloat16), no_weight_cache(), fixed_sizes(), plain_mode():
+        for graph in model.graphs(first).values():
+            inputs = [first if key == "frame" else value.clone() for key, value in graph.inputs.items()]
+            casts = KeptCasts(inputs)
+            for _ in range(2):
+                casts.run(graph.function, *inputs)
+            for tensor in inputs:
+                tensor.copy_(second) if tensor.dtype == torch.uint8 else tensor.mul_(1.5)
+            with Casts() as plain:
+                expected = graph.function(*inputs)
+            with Casts() as kept:
+                results = casts.run(graph.function, *inputs)
+            assert kept.casts < plain.casts and not kept.parameters
+            for ours, exact in zip(results, expected, strict=True):
+                assert torch.equal(ours, exact)
+
+
+class Casts(TorchDispatchMode):
+    """Counts conversions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.casts = self.parameters = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if operation in (torch.ops.aten._to_copy.default, torch.ops.aten.to.dtype):
+            self.casts += 1
+            self.parameters += isinstance(args[0], torch.nn.Parameter)
+        return operation(*args, **(kwargs or {}))
+
+
+def test_sparse_attention_is_dense_where_sizes_are_fixed() -> None:
+    """TFC refines the same points, though it computes all: how many there are depends on the video."""
+    cls = models.method("tfc")
+    model = cls(cls.Config(), 5).eval()
+    torch.nn.init.normal_(model.attention.narrow.weight, std=0.1)
+    frames = torch.randint(0, 256, (2, 1, 3, 64, 96), dtype=torch.uint8)
+    with torch.inference_mode():
+        sparse = list(model.segment(frames))
+        with fixed_sizes():
+            dense = list(model.segment(frames))
+    for ours, exact in zip(dense, sparse, strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-4)
+
+
 def test_the_cpu_is_refused() -> None:
     with pytest.raises(ConfigError, match="need tensors on one GPU; these are on cpu"):
         CudaGraphs()("key", lambda x: (x,), torch.zeros(2))
@@ -86,7 +148,7 @@ def test_the_cpu_is_refused() -> None:
 @pytest.mark.parametrize("name", RECORDED)
 def test_recordings_equal_eager(name: str, precision: torch.dtype | None) -> None:
     cls = models.method(name)
-    model = cls(cls.Config(**RECORDED[name]), 5).cuda().eval()
+    model = cls(cls.Config(), 5).cuda().eval()
     first, second = torch.randint(0, 256, (2, 1, 3, 128, 160), dtype=torch.uint8, device="cuda")
     with torch.inference_mode(), torch.autocast("cuda", dtype=precision, enabled=precision is not None):
         for graph in model.graphs(first).values():

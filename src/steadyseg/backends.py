@@ -32,7 +32,7 @@ from steadyseg.ops import deformable_attention, selective_attention  # noqa: F40
 from steadyseg.ops.sample import ARGUMENTS, DOMAIN, NODES, kept_nodes
 from steadyseg.types import ConfigError
 
-Name = Literal["torch", "compile", "openvino", "onnxruntime"]
+Name = Literal["torch", "cuda_graphs", "compile", "openvino", "onnxruntime"]
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 OPSET = 20
@@ -62,8 +62,12 @@ def attach(model: VideoSegmenter, name: Name, *, precision: Precision = "fp32") 
     """
     check(name, model.class_weights.device.type, precision)
     backend: Backend | None = None
+    if name in ("cuda_graphs", "compile") and model.class_weights.device.type == "cuda":
+        from steadyseg.cuda_graphs import CudaGraphs  # here, as everything that runs a model imports this file
+
+        backend = CudaGraphs(keeps_casts=name == "cuda_graphs")
     if name == "compile":
-        backend = Compiled()
+        backend = Compiled(backend)
     elif name == "openvino":
         backend = OpenVINO(model, precision)
     elif name == "onnxruntime":
@@ -85,6 +89,8 @@ def check(name: Name, device: str, precision: Precision = "fp32") -> None:
     """
     if name in ("openvino", "onnxruntime") and device != "cpu":
         raise ConfigError(f"backend {name} runs on the CPU, and the model is on {device}: take --device cpu")
+    if name == "cuda_graphs" and device != "cuda":
+        raise ConfigError(f"backend cuda_graphs runs on an NVIDIA GPU, and the model is on {device}: take another")
     if name == "compile":
         compiler = os.environ.get("CXX", "g++")
         if device == "cpu" and shutil.which(compiler) is None:
@@ -121,18 +127,29 @@ def needs(library: str) -> Any:
 
 
 class Compiled:
-    """torch.compile, a graph at a time."""
+    """torch.compile, a graph at a time; on a GPU with weights as constants, and recorded as one CUDA graph."""
 
-    def __init__(self) -> None:
+    def __init__(self, recorded: Backend | None) -> None:
         self.functions: dict[str, Callable[..., Any]] = {}
+        self.recorded = recorded
+        self.takes_whole_steps = recorded is not None
 
     def __call__(self, name: str, function: Callable[..., Any], *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run a graph; see models.base.Backend."""
         if name not in self.functions:
             function(*tensors)  # merges the weights, which the compiled function then takes as they are
-            self.functions[name] = torch.compile(function)
+            compiled = torch.compile(function)
+            self.functions[name] = compiled if self.recorded is None else partial(_frozen, compiled)
+        if self.recorded is not None:
+            return self.recorded(name, self.functions[name], *tensors)
         results = self.functions[name](*tensors)
         return results if isinstance(results, tuple) else (results,)
+
+
+def _frozen(function: Callable[..., Any], *tensors: Tensor) -> Any:
+    """Run what torch.compile made, with weights as constants of it, converted for autocast once."""
+    with torch._inductor.config.patch(freezing=True):  # torch looks for it here, not among the options of a call
+        return function(*tensors)
 
 
 class Traced(ABC):

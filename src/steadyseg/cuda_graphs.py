@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from steadyseg.models.base import Graph
+from steadyseg.models.base import Graph, fixed_sizes
 from steadyseg.types import ConfigError, ShapeError
 
 Function = Callable[..., tuple[Tensor, ...]]
@@ -30,13 +32,16 @@ class Recording:
     computes may not depend on values in a way that the host must know, such as the number of selected pixels.
     """
 
-    def __init__(self, function: Function, tensors: Sequence[Tensor], *, pool: Any = None) -> None:
+    def __init__(
+        self, function: Function, tensors: Sequence[Tensor], *, pool: Any = None, keeps_casts: bool = True
+    ) -> None:
         """Record a function, under the autocast of the caller.
 
         Args:
             function: tensors in, tensors out, as in `Graph`.
             tensors: example inputs; their sizes and types are those of every call.
             pool: memory that recordings share which never run at the same time, from ``torch.cuda.graph_pool_handle``.
+            keeps_casts: whether weights are converted for autocast beforehand; a compiled function has its own way.
 
         Raises:
             ConfigError: if the tensors are not on a GPU.
@@ -47,15 +52,18 @@ class Recording:
         self.buffers = buffers_like(tensors)
         self.graph = torch.cuda.CUDAGraph()
         fill(self.buffers, tensors)
-        with torch.cuda.device(tensors[0].device), torch.no_grad(), no_weight_cache():
+        self.casts = KeptCasts(self.buffers) if keeps_casts else None
+        run = function if self.casts is None else partial(self.casts.run, function)
+        with torch.cuda.device(tensors[0].device), plain_mode(), no_weight_cache(), fixed_sizes():
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
                 for _ in range(WARM_UP):
-                    function(*self.buffers)
+                    run(*self.buffers)
             torch.cuda.current_stream().wait_stream(aside)
             with torch.cuda.graph(self.graph, pool=pool):
-                self.results = function(*self.buffers)
+                results = run(*self.buffers)
+        self.results = results if isinstance(results, tuple) else (results,)
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run it.
@@ -77,9 +85,12 @@ class Recording:
 class CudaGraphs:
     """Recordings by name, made when they are first needed; those whose inputs change in size are made anew."""
 
-    def __init__(self) -> None:
+    takes_whole_steps = True
+
+    def __init__(self, *, keeps_casts: bool = True) -> None:
         self.recordings: dict[str, tuple[tuple[object, ...], Recording]] = {}
         self.pool: Any = None
+        self.keeps_casts = keeps_casts
 
     def __call__(self, name: str, function: Function, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run the graph `name`, which is `function`.
@@ -94,7 +105,7 @@ class CudaGraphs:
             self.recordings.pop(name, None)  # gone, so that its memory may serve the new one
             if self.pool is None and torch.cuda.is_available():
                 self.pool = torch.cuda.graph_pool_handle()
-            known = like, Recording(function, tensors, pool=self.pool)
+            known = like, Recording(function, tensors, pool=self.pool, keeps_casts=self.keeps_casts)
             self.recordings[name] = known
         return known[1](*tensors)
 
@@ -143,6 +154,61 @@ def hand_out(results: Sequence[Tensor], buffers: Sequence[Tensor], tensors: Sequ
     """Copy results out of a recording; an input that it returns as it is comes back as the caller's own tensor."""
     own = {id(buffer): tensor for buffer, tensor in zip(buffers, tensors, strict=True)}
     return tuple(own[id(result)] if id(result) in own else result.clone() for result in results)
+
+
+class KeptCasts(TorchDispatchMode):
+    """Runs a function, and from its second run on converts what is the same tensor in every run only once.
+
+    These are the weights, which autocast converts at every call. The converted ones live as long as this object.
+
+    Args:
+        changing: the function's inputs, which are the same tensors with other values each time.
+    """
+
+    def __init__(self, changing: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._changing = {id(tensor) for tensor in changing}
+        self._seen: dict[int, Tensor] | None = None
+        """What the first run converted, kept until the second has ended, so that no other tensor has its id."""
+        self._now: dict[int, Tensor] = {}
+        self._kept: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
+        """The tensor, which keeps its id, and what it was converted to."""
+
+    def run(self, function: Function, *tensors: Tensor) -> Any:
+        """Run the function, without gradients and outside inference mode."""
+        with self:
+            results = function(*tensors)
+        if self._seen is None:
+            self._seen, self._now = self._now, {}
+        else:
+            self._seen = {}
+        return results
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See TorchDispatchMode."""
+        kwargs = kwargs or {}
+        if operation is torch.ops.aten._to_copy.default and set(kwargs) == {"dtype"}:
+            kind = kwargs["dtype"]
+        elif operation is torch.ops.aten.to.dtype and len(args) == 2 and not kwargs:  # of what inference mode made
+            kind = args[1]
+        else:
+            return operation(*args, **kwargs)
+        source, key = args[0], (id(args[0]), kind)
+        if key in self._kept:
+            return self._kept[key][1]
+        converted = operation(*args, **kwargs)
+        if self._seen is None:
+            self._now[id(source)] = source
+        elif id(source) in self._seen and id(source) not in self._changing:
+            self._kept[key] = source, converted
+        return converted
+
+
+@contextmanager
+def plain_mode() -> Iterator[None]:
+    """Neither gradients nor inference mode, in which whole operations would reach a dispatch mode undivided."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 @contextmanager

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadyseg.ops.sample import grouped_sample, place, sample
+from steadyseg.ops.layer_norm import is_fused, layer_norm
+from steadyseg.ops.sample import grouped_sample, is_exporting, place, sample
 
 LARGEST_SCORES = 2**27
 """Elements of an attention matrix that training on the CPU may keep."""
@@ -29,6 +30,11 @@ def plain_forms() -> Iterator[None]:
         yield
     finally:
         _PLAIN.reset(token)
+
+
+@torch.compiler.assume_constant_result
+def _is_plain() -> bool:
+    return _PLAIN.get()
 
 
 class Folding(nn.Module, ABC):
@@ -51,7 +57,7 @@ class Folding(nn.Module, ABC):
     @property
     def is_plain(self) -> bool:
         """Whether the literal form is asked for, by `plain_forms`."""
-        return _PLAIN.get()
+        return _is_plain()
 
     def folded(self) -> tuple[Tensor, ...]:
         """Return `fold()`, kept where that is safe. Always computed without autocast."""
@@ -86,6 +92,11 @@ def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     return tokens.unflatten(1, size).permute(0, 3, 1, 2)  # [B, C, h, w], the batch's stride right for a batch of one
 
 
+def normed(norm: nn.LayerNorm, x: Tensor, *, rounded: bool = False) -> Tensor:
+    """Apply a LayerNorm to the last axis of `x`; `rounded` as in `ops.layer_norm.layer_norm`."""
+    return layer_norm(x, norm.weight, norm.bias, norm.eps, rounded=rounded) if is_fused(x) else norm(x)
+
+
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize a map [B, C, h, w] to `size`, bilinear with half-pixel centres (align_corners = False)."""
     if x.shape[2:] == size:
@@ -108,7 +119,7 @@ def classify(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if len(weight) < MANY_CLASSES or torch.is_grad_enabled():
         return pointwise(x, weight, bias)
-    if torch.compiler.is_exporting():  # of any batch
+    if is_exporting():  # of any batch
         scores = torch.matmul(weight, x.flatten(2))  # [B, K, N]
         scores = scores if bias is None else scores + bias[:, None]
     else:

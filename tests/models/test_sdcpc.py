@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -385,3 +387,30 @@ def test_config_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         SDCPCConfig().width = 3  # type: ignore[misc]
     assert models.method("sdcpc") is METHOD
+
+
+class Elsewhere:
+    """A backend that starts one large graph faster than a few small ones."""
+
+    takes_whole_steps = True
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def __call__(self, name: str, function: Callable[..., Any], *tensors: Tensor) -> tuple[Tensor, ...]:
+        self.names.append(name)
+        return function(*tensors)
+
+
+def test_whole_steps_equal_steps_in_parts() -> None:
+    model = models.method("sdcpc")(models.method("sdcpc").Config(), 5).eval()
+    for parameter in model.dssa.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    frames = torch.randint(0, 256, (9, 1, 3, 64, 96), dtype=torch.uint8)
+    with torch.inference_mode():
+        parts = list(model.segment(frames))
+        model.backend = Elsewhere()
+        whole = list(model.segment(frames))
+    assert model.backend.names == ["whole"] * 8, "the first frame has nothing to refer to"
+    for ours, expected in zip(whole, parts, strict=True):
+        assert torch.equal(ours, expected)

@@ -16,9 +16,12 @@ from torch import Tensor, nn
 
 from steadyseg import models
 from steadyseg.costs import count
+from steadyseg.models.base import fixed_sizes
 from steadyseg.ops import kernels
 from steadyseg.ops.deformable_attention import deformable_attention, deformable_attention_reference
 from steadyseg.ops.deformable_conv import deformable_conv, deformable_conv_reference
+from steadyseg.ops.depthwise_gelu import depthwise_gelu, depthwise_gelu_reference
+from steadyseg.ops.layer_norm import layer_norm
 from steadyseg.ops.sample import gather_rows, sample, sample_reference
 from steadyseg.ops.selective_attention import selective_attention, selective_attention_reference
 from steadyseg.ops.upsample_argmax import upsample_argmax, upsample_argmax_reference
@@ -303,6 +306,44 @@ def test_upsample_argmax_on_ties_and_nan() -> None:
     assert torch.equal(upsample_argmax(wide, (3, 3)).long(), wide.argmax(1))
 
 
+# ---- kernels without gradients -----------------------------------------------------------------------------------
+
+
+@every_shape
+@every_dtype
+def test_depthwise_gelu(seed: int, dtype: torch.dtype) -> None:
+    draw = random.Random(seed)
+    size, batch, width = (draw.randint(1, 11), draw.randint(1, 19)), draw.randint(0, 2), draw.choice([1, 8, 70, 130])
+    tensors = [tensor(batch, size[0] * size[1], width, dtype=dtype), tensor(width, 1, 3, 3, dtype=dtype), tensor(width)]
+    with torch.inference_mode():
+        out = depthwise_gelu(tensors[0].to(DEVICE), size, *(x.to(DEVICE) for x in tensors[1:]))
+    exact = [x.double() for x in tensors]
+    assert out.dtype == dtype
+    assert_equal(out, depthwise_gelu_reference(exact[0], size, *exact[1:]), 1e-5)
+
+
+@every_shape
+@every_dtype
+def test_layer_norm(seed: int, dtype: torch.dtype) -> None:
+    draw = random.Random(seed)
+    shape = (draw.randint(1, 3), draw.choice([0, 1, 7, 40]), draw.choice([2, 8, 70, 160, 512]))
+    x, weight, bias = (3 * tensor(*shape) + 2).to(dtype), tensor(shape[-1]), tensor(shape[-1])
+    scale, shift = (weight if seed % 2 else None), (bias if seed % 3 else None)
+    with torch.inference_mode():
+        out = layer_norm(x.to(DEVICE), *(y if y is None else y.to(DEVICE) for y in (scale, shift)), 1e-6)
+    exact = F.layer_norm(x.double(), shape[-1:], *(y if y is None else y.double() for y in (scale, shift)), 1e-6)
+    assert out.dtype == dtype
+    assert_equal(out, exact, 1e-5)
+
+
+def test_layer_norm_is_rounded_where_autocast_would() -> None:
+    x = tensor(5, 8).to(DEVICE)
+    with torch.inference_mode(), torch.autocast(DEVICE, torch.bfloat16):
+        wide, narrow = (layer_norm(x, None, None, 1e-6, rounded=rounded) for rounded in (False, True))
+    assert (wide.dtype, narrow.dtype) == (torch.float32, torch.bfloat16)
+    assert_equal(narrow, wide.double().cpu(), 0.0)
+
+
 # ---- choice ------------------------------------------------------------------------------------------------------
 
 
@@ -359,7 +400,28 @@ class _Sampler(nn.Module):
         return selective_attention(query, source, points, (5, 7))
 
 
-def test_compiling_and_exporting_take_the_reference() -> None:
+@pytest.mark.parametrize("name", ["sdcpc", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in ("tfc", "dcfm"))])
+def test_compiled_methods_are_one_graph_with_kernels(name: str) -> None:
+    cls = models.method(name)
+    model = cls(cls.Config(), 5).to(DEVICE).eval()
+    frame = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8, device=DEVICE)
+    called: list[str] = []
+
+    def look(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        called.extend(str(node.target).split(".")[1] for node in graph.graph.nodes if "steadyseg" in str(node.target))
+        return graph.forward
+
+    with torch.inference_mode(), fixed_sizes():
+        for graph in model.graphs(frame).values():
+            torch._dynamo.reset()
+            compiled = torch.compile(graph.function, backend=look, fullgraph=True)(*graph.inputs.values())
+            for ours, eager in zip(compiled, graph.function(*graph.inputs.values()), strict=True):
+                torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-4)
+    own = {"sdcpc": {"gather_rows", "selective_attention"}, "tfc": {"deformable_attention"}}
+    assert set(called) == {"depthwise_gelu"} | own.get(name, set())
+
+
+def test_compiling_with_gradients_and_exporting_take_the_reference() -> None:
     inputs = (tensor(1, 35, 4), tensor(1, 35, 4), places([(5, 7)], (1, 35, 2), 0)[0])
     with kernels.references_only():
         expected = selective_attention(*inputs, (5, 7))

@@ -19,12 +19,14 @@ ATTEND = {"P": 4, "C": 256, "BLOCK_N": 4, "BLOCK_C": 256}
 GATHER = {"J": 36, "C": 32, "BLOCK_M": 32, "BLOCK_C": 32}
 READ = {"M": 8, "P": 4, "C": 32, "BLOCK_R": 32, "BLOCK_C": 32}
 POINTERS = {  # of bfloat16 unless named here
-    **dict.fromkeys(("points", "totals", "grad_source", "grad_points", "weight", "grad_tokens", "grad_weight"), FLOAT),
+    **dict.fromkeys(("points", "totals", "grad_source", "grad_points", "weight", "bias"), FLOAT),
+    **dict.fromkeys(("grad_tokens", "grad_weight"), FLOAT),
     **dict.fromkeys(("xs", "ys", "weights", "grad_value", "grad_xs", "grad_ys", "grad_weights"), FLOAT),
     **dict.fromkeys(("index", "image"), INDEX),
     **dict.fromkeys(("query", "source", "grad", "grad_query", "tokens", "value", "logits", "out"), "*bf16"),
+    "x": "*bf16",
     "labels": "*u8",
-    "scale": "fp32",
+    **dict.fromkeys(("scale", "eps"), "fp32"),
 }
 KERNELS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("selective_attention", "_attend", ATTEND),
@@ -32,8 +34,10 @@ KERNELS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("selective_attention", "_attend_backward", {**ATTEND, "SOURCE": True, "POINTS": True}),
     ("gather_rows", "_gather", GATHER),
     ("gather_rows", "_gather_backward", {**GATHER, "TOKENS": True, "WEIGHT": True}),
-    ("upsample_argmax", "_label", {"BLOCK": 256}),
-    ("upsample_argmax", "_label", {"BLOCK": 256, "h": 1, "w": 1, "width": 1, "stride_x": 1, "classes": 1}),
+    ("upsample_argmax", "_label", {"ROWS": 8, "COLUMNS": 32}),
+    ("upsample_argmax", "_label", {"ROWS": 8, "COLUMNS": 32, "h": 1, "w": 1, "width": 1, "stride_x": 1, "classes": 1}),
+    ("layer_norm", "_normalise", {"C": 160, "BLOCK_N": 8, "BLOCK_C": 256, "WEIGHT": True, "BIAS": True}),
+    ("depthwise_gelu", "_convolve", {"BLOCK_X": 8, "BLOCK_C": 64}),
     ("deformable_attention", "_read", {**READ, "width": 1, "height": 1}),
     ("deformable_attention", "_read_backward", {**READ, "VALUES": True}),
 )

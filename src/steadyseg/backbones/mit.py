@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steadyseg.backbones.base import Backbone, NormEps
-from steadyseg.layers import DropPath, attention, to_map, to_tokens
+from steadyseg.layers import DropPath, attention, normed, to_map, to_tokens
+from steadyseg.ops.depthwise_gelu import depthwise_gelu
+from steadyseg.ops.sample import is_exporting
 from steadyseg.types import CheckpointError
 
 
@@ -111,8 +113,8 @@ class Block(nn.Module):
         """x [B, C, h, w] -> [B, C, h, w]."""
         size = (x.shape[2], x.shape[3])
         tokens = to_tokens(x)  # [B, N, C]
-        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), size))
-        tokens = tokens + self.drop_path(self.mlp(self.norm2(tokens), size))
+        tokens = tokens + self.drop_path(self.attn(normed(self.norm1, tokens, rounded=True), size))
+        tokens = tokens + self.drop_path(self.mlp(normed(self.norm2, tokens, rounded=True), size))
         return to_map(tokens, size)
 
 
@@ -134,10 +136,27 @@ class ReducedAttention(nn.Module):
         q = self.q(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)  # [B, heads, N, d]
         reduced = tokens
         if self.reduction > 1:
-            reduced = self.norm(to_tokens(self.sr(to_map(tokens, size))))  # [B, M, C]
+            reduced = normed(self.norm, self.reduce(tokens, size), rounded=True)  # [B, M, C]
         kv = self.kv(reduced).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [2, B, heads, M, d]
         out = attention(q, kv[0], kv[1])  # [B, heads, N, d]
         return self.proj(out.transpose(1, 2).flatten(2))  # [B, N, C]
+
+    def reduce(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """tokens [B, N, C] of an h x w map -> [B, M, C] after the strided convolution, whose patches do not overlap.
+
+        On a GPU it is one product of patches and weights, as libraries of convolutions give that few results of so
+        large sums to a few of its processors.
+        """
+        if tokens.device.type == "cpu" or is_exporting():
+            return to_tokens(self.sr(to_map(tokens, size)))
+        side = self.reduction
+        rows, columns = size[0] // side, size[1] // side
+        whole = tokens.unflatten(1, size)[:, : rows * side, : columns * side]
+        patches = (
+            whole.unflatten(2, (columns, side)).unflatten(1, (rows, side)).transpose(2, 3)
+        )  # [B, M_y, M_x, r, r, C]
+        weight = self.sr.weight.permute(0, 2, 3, 1).flatten(1)  # [C, r * r * C]
+        return F.linear(patches.flatten(3).flatten(1, 2), weight, self.sr.bias)
 
 
 class MixFFN(nn.Module):
@@ -151,13 +170,14 @@ class MixFFN(nn.Module):
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         """tokens [B, N, C] of an h x w map -> [B, N, C]."""
-        hidden = self.dwconv["dwconv"](to_map(self.fc1(tokens), size))  # [B, 4C, h, w]
-        return self.fc2(F.gelu(to_tokens(hidden)))  # [B, N, C]
+        conv = self.dwconv["dwconv"]
+        assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+        return self.fc2(depthwise_gelu(self.fc1(tokens), size, conv.weight, conv.bias))  # [B, N, C]
 
 
 def _norm_map(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     """LayerNorm over the channels of a map [B, C, h, w]."""
-    return to_map(norm(to_tokens(x)), (x.shape[2], x.shape[3]))
+    return to_map(normed(norm, to_tokens(x)), (x.shape[2], x.shape[3]))
 
 
 def _initialise(module: nn.Module) -> None:

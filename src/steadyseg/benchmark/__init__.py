@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from steadyseg.benchmark.setting import about as about
     from steadyseg.benchmark.speed import compare as compare
     from steadyseg.benchmark.speed import measure as measure
+    from steadyseg.benchmark.speed import measure_and_compare as measure_and_compare
     from steadyseg.benchmark.subject import check as check
 
 _FILES = {
@@ -29,7 +30,7 @@ _FILES = {
     "process": ("EndedError",),
     "reference": ("check_transformers",),
     "setting": ("Setting", "about"),
-    "speed": ("compare", "measure"),
+    "speed": ("compare", "measure", "measure_and_compare"),
     "subject": ("check",),
 }
 _HOME = {name: file for file, names in _FILES.items() for name in names}

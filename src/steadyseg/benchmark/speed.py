@@ -44,7 +44,11 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
     """
     prepare(setting)
     frames = street(setting)
-    model = attach(build(name, setting, frames[0]), setting, frames)
+    return _alone(name, attach(build(name, setting, frames[0]), setting, frames), frames, setting)
+
+
+def _alone(name: str, model: VideoSegmenter, frames: list[Tensor], setting: Setting) -> dict[str, Any]:
+    """Return what `measure` does, of a model with its backend."""
     run = follow(model, setting)
     count = whole_intervals(model, setting)
     feed = rounds(frames, setting, setting.warmup + count)
@@ -54,11 +58,12 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
     memory = peak_memory(setting)
     timed = summary(times, period=model.period, first=setting.warmup, streams=setting.streams)
     apart = {"parts": parts(model, setting, frames)} if setting.parts else {}
-    model.backend = None  # what is counted is torch's
+    backend, model.backend = model.backend, None  # what is counted is torch's
     counted = {
         what: {form: cost._asdict() for form, cost in forms.items()}
         for what, forms in costs(model, [frame[None] for frame in frames]).items()
     }
+    model.backend = backend
     peak = None if setting.precision == "int8" else peak_gflops(setting)
     operations = 2 * counted["stream"]["executed"]["full"] * timed["fps"]
     return {
@@ -102,10 +107,34 @@ def compare(name: str, setting: Setting) -> dict[str, Any]:
     if setting.against == "clip":
         ours = build(name, setting, frames[0])
         theirs = partial(clocked, forgetful(deepcopy(ours), setting), is_cuda=setting.device == "cuda")
-        return _in_turn(name, ours, theirs, frames, setting)
+        return _in_turn(name, attach(ours, setting, frames), theirs, frames, setting)
     with tempfile.TemporaryDirectory() as folder, TransformersProcess(setting, frames[0], Path(folder)) as apart:
         ours = load_model(folder, setting.device) if name == "segformer" else build(name, setting, frames[0])
-        return _in_turn(name, ours, apart, frames, setting)
+        return _in_turn(name, attach(ours, setting, frames), apart, frames, setting)
+
+
+def measure_and_compare(name: str, setting: Setting) -> dict[str, Any]:
+    """Do both in one process, where they have the same weights with one model, whose graphs are then made once.
+
+    Args:
+        name: a method.
+        setting: what is measured, and how.
+
+    Returns:
+        "result", as of `measure`, and "comparison", as of `compare`.
+
+    Raises:
+        ConfigError: as they do.
+        EndedError: if the process of transformers' SegFormer ends.
+    """
+    if setting.against == "clip" or name == "segformer":
+        return {"result": measure(name, setting), "comparison": compare(name, setting)}
+    prepare(setting)
+    frames = street(setting)
+    model = attach(build(name, setting, frames[0]), setting, frames)
+    result = _alone(name, model, frames, setting)
+    with tempfile.TemporaryDirectory() as folder, TransformersProcess(setting, frames[0], Path(folder)) as apart:
+        return {"result": result, "comparison": _in_turn(name, model, apart, frames, setting)}
 
 
 def _in_turn(
@@ -116,7 +145,6 @@ def _in_turn(
     setting: Setting,
 ) -> dict[str, Any]:
     """Return what `compare` does; `theirs` gives its own seconds, and labels on any device."""
-    ours = attach(ours, setting, frames)
     runs: dict[str, Callable[[Round], tuple[float, Round]]]
     runs = {"ours": partial(clocked, follow(ours, setting), is_cuda=setting.device == "cuda"), "theirs": theirs}
     times: dict[str, list[float]] = {"ours": [], "theirs": []}

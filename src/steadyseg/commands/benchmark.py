@@ -58,8 +58,8 @@ def benchmark(
         classes: number of classes.
         precision: arithmetic of the forward pass, fp32, bf16, fp16, or int8, which openvino and onnxruntime have.
         device: where to run.
-        backend: what runs the methods, but not what they are compared with: torch, compile, openvino or onnxruntime;
-            the last two need steadyseg[export] and a CPU.
+        backend: what runs the methods, but not what they are compared with: torch, cuda_graphs, compile, openvino or
+            onnxruntime; the last two need steadyseg[export] and a CPU.
         streams: how many videos at a time, as one batch.
         frames: timed frames of a video.
         warmup: frames before the first timed one.
@@ -101,8 +101,9 @@ def benchmark(
         report["memory"] = _run(bench.memory, jobs, report)
         console.memory(report, as_json=json)
     else:
-        report["results"] = _run(bench.measure, jobs, report)
-        report["comparisons"] = _run(bench.compare, jobs, report) if against else []
+        found = _run(bench.measure_and_compare if against else bench.measure, jobs, report)
+        report["results"] = [each["result"] for each in found] if against else found
+        report["comparisons"] = [each["comparison"] for each in found] if against else []
         console.benchmark(report, as_json=json)
     return int(any(entry["has_ended"] for entry in report["left_out"]))
 
@@ -179,7 +180,10 @@ def _left_out(name: str, setting: Setting, why: Exception, *, has_ended: bool) -
 
 
 def _run(function: Callable[..., dict[str, Any]], jobs: list[Job], report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Do the jobs one after the other; one whose process ends is left out, the others go on."""
+    """Do the jobs one after the other; one whose process ends is left out, the others go on.
+
+    Ctrl-C leaves out what is not done yet: what was measured is not lost.
+    """
     from steadyseg import benchmark as bench
 
     results = []
@@ -191,6 +195,11 @@ def _run(function: Callable[..., dict[str, Any]], jobs: list[Job], report: dict[
             except bench.EndedError as exc:
                 console.error(f"warning: left out: {exc}")
                 report["left_out"].append(_left_out(name, setting, exc, has_ended=True))
+            except KeyboardInterrupt:
+                stopped = UsageError("stopped before it was measured")
+                report["left_out"] += [_left_out(*job, stopped, has_ended=True) for job in jobs[number - 1 :]]
+                console.error(f"warning: stopped; {len(results)} of {len(jobs)} were measured")
+                break
     return results
 
 

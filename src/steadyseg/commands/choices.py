@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "sdcpc_mit_b0_camvid"
 Device = Literal["auto", "cpu", "cuda"]
-Backend = Literal["torch", "compile", "openvino", "onnxruntime"]
+Backend = Literal["torch", "cuda_graphs", "compile", "openvino", "onnxruntime"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from operator import attrgetter
@@ -187,6 +189,11 @@ class VideoSegmenter(nn.Module, ABC):
         results = function(*tensors)
         return results if isinstance(results, tuple) else (results,)
 
+    @property
+    def takes_whole_steps(self) -> bool:
+        """Whether the backend starts one large graph faster than a few small ones."""
+        return getattr(self.backend, "takes_whole_steps", False)
+
     def clip_logits(self, frames: Tensor) -> Tensor:
         """Segment the target frame of a clip with nothing remembered, as papers count the cost of a window method.
 
@@ -251,6 +258,25 @@ class VideoSegmenter(nn.Module, ABC):
             decay = {} if decay_norms else {"weight_decay": 0.0}
             groups.append({"name": f"{name} norms", "params": normed, "lr": lr * factor, **decay})
         return [group for group in groups if group["params"]]
+
+
+_FIXED = ContextVar("fixed", default=False)
+
+
+@contextmanager
+def fixed_sizes() -> Iterator[None]:
+    """Within this context no method makes a tensor whose size depends on values: a recording can hold none."""
+    token = _FIXED.set(True)
+    try:
+        yield
+    finally:
+        _FIXED.reset(token)
+
+
+@torch.compiler.assume_constant_result
+def sizes_are_fixed() -> bool:
+    """Say whether the context `fixed_sizes` is on."""
+    return _FIXED.get()
 
 
 def fingerprint(model: VideoSegmenter) -> str:

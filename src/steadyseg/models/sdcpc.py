@@ -49,24 +49,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadyseg.layers import (
-    ConvNorm,
-    DeformableConv,
-    Folding,
-    classify,
-    pointwise,
-    resize,
-    to_map,
-    to_tokens,
-)
+from steadyseg.layers import ConvNorm, DeformableConv, Folding, classify, normed, pointwise, resize, to_map, to_tokens
 from steadyseg.losses import class_prototypes, cross_entropy, draw, prototype_contrast, variate_similarity
 from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter, check_options, check_same
+from steadyseg.ops.layer_norm import layer_norm
 from steadyseg.ops.sample import place
 from steadyseg.ops.selective_attention import selective_attention, selective_attention_reference
 from steadyseg.types import IGNORE, Clip
 
 EPS = 1e-6
 """Of every LayerNorm here."""
+PART = 128
+"""Pixels of a part of `_outer_products`."""
 LEVELS = [levels for count in (1, 2, 3, 4) for levels in combinations((1, 2, 3, 4), count)]
 """What `ssea.levels` may be."""
 
@@ -246,9 +240,31 @@ class SDCPC(VideoSegmenter):
             return self.head(*maps)
         return self.head(self.dssa.progressive(*maps) if self.dssa.is_progressive else self.dssa.direct(*maps))
 
+    def whole(self, frame: Tensor, *references: Tensor) -> tuple[Tensor, ...]:
+        """All of `step` in the progressive order as one function.
+
+        Args:
+            frame: uint8 [B, 3, H, W].
+            references: S of the frames three and six before, and A of the frame three before, each [B, C, h, w].
+
+        Returns:
+            logits [B, K, h, w], S and A.
+        """
+        near, far, before = references
+        feature, part = self.encode(frame)
+        return self.decide(feature, before, far, part), feature, self.dssa.align(feature, near, part)
+
     def step(self, frame: Tensor, state: SDCPCState | None = None) -> tuple[Tensor, SDCPCState]:
         """Segment the next frame with one backbone pass; see VideoSegmenter.step. Logits have the working stride."""
         size = check_same(frame, None if state is None else state.size)
+        if self.dssa.is_progressive and self.takes_whole_steps:
+            if state is None:  # nothing to refer to, which happens once: not worth a graph
+                feature, *part = self.encode(frame)
+                moved = self.dssa.align(feature, feature, *part)
+                return self.decide(feature, moved, feature, *part), SDCPCState((feature,), (moved,), (), size)
+            references = (_before(state.features, 2), _before(state.features, 5), _before(state.aligned, 2))
+            logits, feature, moved = self.compute("whole", self.whole, frame, *references)
+            return logits, SDCPCState((*state.features[-5:], feature), (*state.aligned[-2:], moved), (), size)
         feature, *part = self.compute("encode", self.encode, frame)
         if not self.config.dssa.stages:
             (logits,) = self.compute("decide", self.decide, feature)
@@ -314,10 +330,10 @@ class SSEA(nn.Module):
         size = (x.shape[2], x.shape[3])
         if self.parts.la:
             small = (stages["stage3"].shape[2], stages["stage3"].shape[3])
-            tokens = self.norm_attention(to_tokens(resize(x, small)))  # [B, N / 4, C]
+            tokens = normed(self.norm_attention, to_tokens(resize(x, small)), rounded=True)  # [B, N / 4, C]
             x = x + resize(to_map(self.attention(tokens), small), size)
         if self.parts.dcn:
-            x = x + self.deform(to_map(self.norm_deform(to_tokens(x)), size))
+            x = x + self.deform(to_map(normed(self.norm_deform, to_tokens(x), rounded=True), size))
         return x
 
 
@@ -365,10 +381,19 @@ class LinearAttention(nn.Module):
         q, k, v = self.qkv(tokens).float().unflatten(2, (3, self.heads, -1)).unbind(2)  # each [B, N, heads, d]
         with torch.autocast(tokens.device.type, enabled=False):
             q, k = F.elu(q) + 1, F.elu(k) + 1
-            context = torch.einsum("bnhd,bnhe->bhde", k, v)
+            context = _outer_products(k, v)  # [B, heads, d, d]
             mass = torch.einsum("bnhd,bhd->bnh", q, k.sum(1)) + EPS
             out = torch.einsum("bnhd,bhde->bnhe", q, context) / mass[..., None]
         return out.flatten(2).to(tokens.dtype)  # [B, N, C]
+
+
+def _outer_products(keys: Tensor, values: Tensor) -> Tensor:
+    """Return the sum over n of keys x values [B, N, heads, d], [B, heads, d, d]; on a GPU in parts, many at a time."""
+    if keys.device.type == "cpu":
+        return torch.einsum("bnhd,bnhe->bhde", keys, values)
+    count = -keys.shape[1] % PART
+    keys, values = (F.pad(x, (0, 0, 0, 0, 0, count)).unflatten(1, (-1, PART)) for x in (keys, values))
+    return torch.einsum("bsnhd,bsnhe->bshde", keys, values).sum(1)
 
 
 # ---- DSSA, Eq. (2): dynamic semantic selective aggregation ----------------------------------------------------------
@@ -461,14 +486,15 @@ class SelectiveStep(Folding):
 
     def forward(self, query: Tensor, reference: Tensor, points: Tensor) -> Tensor:
         """query and reference [B, C, h, w], points [B, N, P, 2] (x, y) in pixels -> query + what it read."""
-        size, width = (query.shape[2], query.shape[3]), query.shape[1]
+        size = (query.shape[2], query.shape[3])
         if self.is_plain:
             q, r = self.norm_query(to_tokens(query)), self.norm_reference(to_tokens(reference))  # [B, N, C]
             read = selective_attention_reference(self.query(q), self.key(r), self.value(r), points, size)
             return query + to_map(read, size)
         query_weight, query_bias, value_weight, value_bias = self.folded()
-        q = F.linear(F.layer_norm(to_tokens(query), (width,), eps=EPS), query_weight, query_bias)  # [B, N, C]
-        source = F.layer_norm(to_tokens(reference), (width,), eps=EPS)  # [B, N, C]
+        plain = layer_norm(to_tokens(query), None, None, EPS, rounded=True)  # [B, N, C]
+        q = F.linear(plain, query_weight, query_bias)  # [B, N, C]
+        source = layer_norm(to_tokens(reference), None, None, EPS, rounded=True)  # [B, N, C]
         read = selective_attention(q, source, points, size)  # [B, N, C]
         return query + to_map(F.linear(read, value_weight, value_bias), size)
 

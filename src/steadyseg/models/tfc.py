@@ -52,7 +52,7 @@ from steadyseg.decoders import SegFormerDecoder
 from steadyseg.flow import displacement, shared_flow
 from steadyseg.layers import classify, resize, to_map, to_tokens, warp
 from steadyseg.losses import cross_entropy
-from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter, check_options, check_same
+from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter, check_options, check_same, sizes_are_fixed
 from steadyseg.ops.deformable_attention import attend
 from steadyseg.types import IGNORE, Clip
 
@@ -244,7 +244,8 @@ class TFC(VideoSegmenter):
         assert projected is not None and correlation is not None
         other = self.project(stages, 3 - self.config.corr_level)
         values = (other, projected, *deep) if self.config.corr_level == 2 else (projected, other, *deep)  # Eq. (10)
-        return self.attention(fused, values, self.select(correlation), dense=self.config.msda == "dense")
+        dense = self.config.msda == "dense" or sizes_are_fixed()
+        return self.attention(fused, values, self.select(correlation), dense=dense)
 
     def select(self, correlation: Tensor) -> Tensor:
         """w [B, 1, h_1, w_1] -> Omega, bool [B, N] (Eq. (8)); no gradient."""

@@ -57,7 +57,7 @@ def may_be_node(shape: Shape) -> Callable[[Callable[P, Tensor]], Callable[P, Ten
 
         @wraps(function)
         def call(*given: P.args, **named: P.kwargs) -> Tensor:
-            if not (torch.compiler.is_exporting() and _KEPT.get()):
+            if not (is_exporting() and _are_kept()):
                 return function(*given, **named)
             arguments = signature.bind(*given, **named).args
             tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
@@ -73,6 +73,16 @@ def may_be_node(shape: Shape) -> Callable[[Callable[P, Tensor]], Callable[P, Ten
         return call
 
     return decorate
+
+
+def is_exporting() -> bool:
+    """Say whether the code runs to be exported; torch before 2.12 calls what ``torch.compile`` reads an export too."""
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+
+
+@torch.compiler.assume_constant_result
+def _are_kept() -> bool:
+    return _KEPT.get()
 
 
 @contextmanager
@@ -142,7 +152,7 @@ def place(shift: Tensor, size: tuple[int, int]) -> Tensor:
 @may_be_node(lambda tokens, points: (tokens[0], points[1], tokens[2]))
 def sample(tokens: Tensor, points: Tensor, size: tuple[int, int], padding: Padding) -> Tensor:
     """Read `tokens` at `points`; arguments and result as in `sample_reference`, equal up to rounding."""
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return sample_reference(tokens, points, size, padding)
     index, weight = corners(points, size, padding)  # [B, M, 4]
     return gather_rows(tokens, index, weight)  # [B, M, C]
@@ -208,7 +218,7 @@ def gather_rows(tokens: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     Returns:
         float [B, M, C]; gradients flow to `tokens` and `weight`.
     """
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return gather_rows_reference(tokens, index, weight)
     from steadyseg.ops import kernels  # here, as this file ends the longest chain of imports
 
@@ -220,9 +230,13 @@ def gather_rows(tokens: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     rows = _rows(index, n)  # [B * M, J]
     table = tokens.reshape(b * n, c)
     weight = weight.flatten(0, 1)  # [B * M, J]
-    if table.device.type == "cpu" and torch.is_grad_enabled():
-        table = _wide(table)
-        read = _GatherRows.apply(table, rows, weight.to(table.dtype), b).to(tokens.dtype)
+    if torch.is_grad_enabled():
+        table = _wide(table)  # torch has no gradient of bags in half precision
+        weight = weight.to(table.dtype)
+        if table.device.type == "cpu":
+            read = _GatherRows.apply(table, rows, weight, b).to(tokens.dtype)
+        else:
+            read = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weight).to(tokens.dtype)
     else:
         read = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weight.to(table.dtype))
     return read.unflatten(0, (b, -1))  # [B, M, C]
@@ -291,7 +305,7 @@ def grouped_sample_reference(value: Tensor, points: Tensor, weights: Tensor, siz
 @may_be_node(lambda value, points, weights: (value[0], points[1], value[2], value[3]))
 def grouped_sample(value: Tensor, points: Tensor, weights: Tensor, size: tuple[int, int]) -> Tensor:
     """The same as one gather of rows; arguments and result as in `grouped_sample_reference`."""
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return grouped_sample_reference(value, points, weights, size)
     groups, count = value.shape[2], points.shape[1]
     group = torch.arange(groups, dtype=torch.int32, device=value.device)[:, None]  # [G, 1]

@@ -8,9 +8,10 @@ On a GPU the kernels run by themselves. The environment variable STEADYSEG_KERNE
 | triton | kernels, or an error that says what is missing | kernels, if TRITON_INTERPRET=1 is set |
 | reference | reference | reference |
 
-Where a cell says "if", the reference runs otherwise. What is compiled or exported takes the reference, which those
-tools know how to merge; so do other types than float32, bfloat16 and float16, and training under
-``torch.use_deterministic_algorithms``: gradients of what several points read are added up in any order.
+Where a cell says "if", the reference runs otherwise. What is compiled without gradients calls the kernels as whole
+operations. What is compiled with gradients, or exported, takes the reference; so do other types than float32, bfloat16
+and float16, and training under ``torch.use_deterministic_algorithms``: gradients of what several points read are added
+up in any order.
 TRITON_INTERPRET must be set before anything imports Triton.
 """
 
@@ -27,6 +28,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from steadyseg.ops.sample import is_exporting
 from steadyseg.types import ConfigError
 
 _CHOICES = ("auto", "triton", "reference")
@@ -44,6 +46,7 @@ def references_only() -> Iterator[None]:
         _OFF.reset(token)
 
 
+@torch.compiler.assume_constant_result
 def are_counted() -> bool:
     """Say whether the context `references_only` is on: operations then take forms that a counter knows."""
     return _OFF.get()
@@ -55,16 +58,24 @@ def are_chosen(*tensors: Tensor) -> bool:
     Raises:
         ConfigError: if STEADYSEG_KERNELS has an unknown value, or asks for kernels that cannot run here.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _OFF.get():
+    if is_exporting() or torch.jit.is_tracing() or are_counted():
         return False
+    if torch.is_grad_enabled() and torch.compiler.is_compiling():
+        return False
+    if any(tensor.dtype not in _DTYPES for tensor in tensors):
+        return False
+    is_training = torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled()
+    return not is_training and _are_wanted(tensors[0].device)
+
+
+@torch.compiler.assume_constant_result
+def _are_wanted(device: torch.device) -> bool:
+    """Say whether the environment and the device want kernels, and have them."""
     wish = os.environ.get("STEADYSEG_KERNELS") or "auto"
     if wish not in _CHOICES:
         raise ConfigError(f"STEADYSEG_KERNELS is '{wish}'; expected auto, triton or reference")
-    if wish == "reference" or any(tensor.dtype not in _DTYPES for tensor in tensors):
+    if wish == "reference":
         return False
-    if torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled():
-        return False
-    device = tensors[0].device
     interpreted = device.type == "cpu" and wish == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
     if device.type != "cuda" and not interpreted:
         return False

@@ -44,7 +44,30 @@ def deformable_attention(
     Returns:
         float [Q, D]; gradients flow to `values`, `points` and `weights`. Everything is computed in float32.
     """
+    if torch.compiler.is_compiling():
+        sides = [side for size in sizes for side in size]
+        return _whole(points, weights, image, sides, dtype or values[0].dtype, list(values))
     return _DeformableAttention.apply(points, weights, image, tuple(sizes), dtype or values[0].dtype, *values)
+
+
+@torch.library.custom_op(
+    "steadyseg::deformable_attention",
+    mutates_args=(),
+    schema="(Tensor points, Tensor weights, Tensor image, int[] sides, ScalarType dtype, Tensor[] values) -> Tensor",
+)
+def _whole(
+    points: Tensor, weights: Tensor, image: Tensor, sides: Sequence[int], dtype: torch.dtype, values: Sequence[Tensor]
+) -> Tensor:
+    """`deformable_attention` as one operation of a compiled graph, without gradients; `sides`: h, w of each level."""
+    sizes = tuple(zip(sides[::2], sides[1::2], strict=True))
+    return _DeformableAttention.apply(points, weights, image, sizes, dtype, *values)
+
+
+@_whole.register_fake
+def _(
+    points: Tensor, weights: Tensor, image: Tensor, sides: Sequence[int], dtype: torch.dtype, values: Sequence[Tensor]
+) -> Tensor:
+    return points.new_empty((len(image), values[0].shape[2]), dtype=dtype)
 
 
 class _DeformableAttention(torch.autograd.Function):

@@ -31,7 +31,24 @@ def gather_rows(tokens: Tensor, index: Tensor, weight: Tensor, *, dtype: torch.d
     Returns:
         float [B, M, C]; gradients flow to `tokens` and `weight`. Everything is computed in float32.
     """
+    if torch.compiler.is_compiling():
+        return _whole(tokens, index, weight, dtype or tokens.dtype)
     return _GatherRows.apply(tokens, index, weight, dtype or tokens.dtype)
+
+
+@torch.library.custom_op(
+    "steadyseg::gather_rows",
+    mutates_args=(),
+    schema="(Tensor tokens, Tensor index, Tensor weight, ScalarType dtype) -> Tensor",
+)
+def _whole(tokens: Tensor, index: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """`gather_rows` as one operation of a compiled graph, without gradients."""
+    return _GatherRows.apply(tokens, index, weight, dtype)
+
+
+@_whole.register_fake
+def _(tokens: Tensor, index: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return tokens.new_empty((*index.shape[:2], tokens.shape[2]), dtype=dtype)
 
 
 class _GatherRows(torch.autograd.Function):

@@ -11,6 +11,7 @@ differ from run to run, as in torch's own gradient of a bilinear resize on a GPU
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,9 +39,26 @@ def selective_attention(
     Returns:
         float [B, N, C]; gradients flow to `query`, `source` and `points`. Everything is computed in float32.
     """
+    if torch.compiler.is_compiling():
+        return _whole(query, source, points, size, dtype or query.dtype)
     is_training = torch.is_grad_enabled() and any(x.requires_grad for x in (query, source, points))
     made = torch.float32 if is_training else dtype or query.dtype  # gradients need what rounding would take away
     return _SelectiveAttention.apply(query, source, points, size, made).to(dtype or query.dtype)
+
+
+@torch.library.custom_op(
+    "steadyseg::selective_attention",
+    mutates_args=(),
+    schema="(Tensor query, Tensor source, Tensor points, int[] size, ScalarType dtype) -> Tensor",
+)
+def _whole(query: Tensor, source: Tensor, points: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """`selective_attention` as one operation of a compiled graph, without gradients."""
+    return _SelectiveAttention.apply(query, source, points, size, dtype)
+
+
+@_whole.register_fake
+def _(query: Tensor, source: Tensor, points: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(query, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 class _SelectiveAttention(torch.autograd.Function):
@@ -49,7 +67,7 @@ class _SelectiveAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, source: Tensor, points: Tensor, size: tuple[int, int], dtype: torch.dtype
     ) -> Tensor:
         query, source, points = query.contiguous(), source.contiguous(), points.contiguous()
-        out = torch.empty_like(query, dtype=dtype)
+        out = torch.empty_like(query, dtype=dtype)  # query is contiguous
         total = query.new_empty(query.shape[:2], dtype=torch.float32)  # [B, N]
         if query.numel():
             with torch.cuda.device_of(query):

@@ -1,8 +1,9 @@
 """Bilinear resize and arg-max as one kernel: low-resolution logits straight to uint8 labels.
 
-A program makes the labels of a run of pixels. For one class after the other it reads the four samples around each
-pixel, interpolates, and keeps the class if it is better than the best so far, so the lowest class wins a tie. Classes
-with equal samples have equal scores, as all classes go through the same operations.
+A program makes the labels of a tile of pixels that all lie between the same two rows of samples. For one class after
+the other it reads these samples, once for all rows of the tile, interpolates, and keeps the class if it is better than
+the best so far, so the lowest class wins a tie. Classes with equal samples have equal scores, as all classes go through
+the same operations.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_PIXELS = 256
-"""Of one program."""
+_ROWS, _COLUMNS = 8, 32
+"""Of one program, which is one warp: a thread makes a column, so that every sample is read once."""
 
 
 def upsample_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -32,9 +33,16 @@ def upsample_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """
     batch, classes, h, w = logits.shape
     labels = logits.new_empty((batch, *size), dtype=torch.uint8)
-    grid = (triton.cdiv(size[0] * size[1], _PIXELS), batch)
+    parts = triton.cdiv(3 * size[0] // (2 * h) + 2, _ROWS)  # of the most rows between two rows of samples
+    grid = (h * parts, triton.cdiv(size[1], _COLUMNS), batch)
     with torch.cuda.device_of(logits):
-        _label[grid](logits, labels, *logits.stride(), classes, h, w, *size, BLOCK=_PIXELS, enable_fp_fusion=True)
+        _label[grid](
+            *(logits, labels, *logits.stride(), classes, h, w, *size, parts),
+            ROWS=_ROWS,
+            COLUMNS=_COLUMNS,
+            num_warps=1,
+            enable_fp_fusion=True,
+        )
     return labels
 
 
@@ -46,6 +54,13 @@ def _sides(line: tl.tensor, samples: tl.tensor, lines: tl.tensor) -> Any:
     share = (place - first * (2 * lines)).to(tl.float32) / tl.cast(2 * lines, tl.float32)
     first = tl.minimum(first, samples - 1)
     return first, tl.minimum(first + 1, samples - 1), share
+
+
+@triton.jit
+def _start(cell: tl.tensor, samples: tl.tensor, lines: tl.tensor) -> Any:
+    """Return the first line of a resized axis whose sample before it is `cell`; the number of lines past the last."""
+    first = tl.where(cell == 0, 0, ((2 * cell + 1) * lines + samples - 1) // (2 * samples))
+    return tl.where(cell >= samples, lines, tl.minimum(first, lines))
 
 
 @triton.jit
@@ -61,26 +76,35 @@ def _label(
     w: tl.tensor,
     height: tl.tensor,
     width: tl.tensor,
-    BLOCK: tl.constexpr,
+    parts: tl.tensor,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ) -> None:
-    """BLOCK pixels of one image: `labels` [B, height, width]."""
-    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    image = tl.program_id(1).to(tl.int64)
-    mask = pixel < height * width
-    top, bottom, fy = _sides(pixel // width, h, height)
-    left, right, fx = _sides(pixel % width, w, width)
-    base = logits + image * stride_b
-    at_a, at_b = base + (top * stride_y + left * stride_x), base + (top * stride_y + right * stride_x)
-    at_c, at_d = base + (bottom * stride_y + left * stride_x), base + (bottom * stride_y + right * stride_x)
-    best = tl.full((BLOCK,), float("-inf"), tl.float32)
-    label = tl.zeros((BLOCK,), tl.int32)
-    for k in tl.range(0, classes, loop_unroll_factor=4):
-        step = k * stride_k
-        a = tl.load(at_a + step, mask=mask, other=0.0).to(tl.float32)
-        b = tl.load(at_b + step, mask=mask, other=0.0).to(tl.float32)
-        c = tl.load(at_c + step, mask=mask, other=0.0).to(tl.float32)
-        d = tl.load(at_d + step, mask=mask, other=0.0).to(tl.float32)
-        score = (1 - fy) * ((1 - fx) * a + fx * b) + fy * ((1 - fx) * c + fx * d)
-        better = (score > best) | ((score != score) & (best == best))  # noqa: PLR0124  # the first NaN wins
-        best, label = tl.where(better, score, best), tl.where(better, k, label)
-    tl.store(labels + image * height * width + pixel, label.to(tl.uint8), mask=mask)
+    """ROWS rows between the same two rows of samples, COLUMNS columns of one image: `labels` [B, height, width]."""
+    cell = tl.program_id(0) // parts
+    image = tl.program_id(2).to(tl.int64)
+    y = _start(cell, h, height) + (tl.program_id(0) % parts) * ROWS + tl.arange(0, ROWS)
+    is_row = y < _start(cell + 1, h, height)
+    if tl.sum(is_row.to(tl.int32), 0) > 0:
+        x = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+        is_column = x < width
+        _, _, fy = _sides(y, h, height)
+        left, right, fx = _sides(x, w, width)
+        fy = fy[:, None]
+        upper = logits + image * stride_b + cell * stride_y
+        lower = logits + image * stride_b + tl.minimum(cell + 1, h - 1) * stride_y
+        best = tl.full((ROWS, COLUMNS), float("-inf"), tl.float32)
+        label = tl.zeros((ROWS, COLUMNS), tl.int32)
+        for k in tl.range(0, classes, loop_unroll_factor=4):
+            step = k * stride_k
+            a = tl.load(upper + step + left * stride_x, mask=is_column, other=0.0).to(tl.float32)
+            b = tl.load(upper + step + right * stride_x, mask=is_column, other=0.0).to(tl.float32)
+            c = tl.load(lower + step + left * stride_x, mask=is_column, other=0.0).to(tl.float32)
+            d = tl.load(lower + step + right * stride_x, mask=is_column, other=0.0).to(tl.float32)
+            above, below = (1 - fx) * a + fx * b, (1 - fx) * c + fx * d
+            score = (1 - fy) * above[None, :] + fy * below[None, :]
+            better = (score > best) | ((score != score) & (best == best))  # noqa: PLR0124  # the first NaN wins
+            best, label = tl.where(better, score, best), tl.where(better, k, label)
+        place = y.to(tl.int64)[:, None] * width + x[None, :]
+        mask = is_row[:, None] & is_column[None, :]
+        tl.store(labels + image * height * width + place, label.to(tl.uint8), mask=mask)
