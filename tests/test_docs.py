@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from steadyseg import backbones, cli, config, data, models
 from steadyseg.arguments import build_parser, parse, select
-from steadyseg.commands.choices import DEFAULT_MODEL, merged_options
+from steadyseg.commands.choices import DEFAULT_MODEL, Backend, merged_options
 from steadyseg.config import options_from_dict, parse_options
 from steadyseg.costs import count
 from steadyseg.engine import checkpoint
@@ -133,6 +133,7 @@ FLAGS = {
 }
 VARIANTS = {value for hint in typing.get_type_hints(MetricConfig).values() for value in typing.get_args(hint)}
 NAMES = {*METHODS, *config.names(), *checkpoint.names(), *backbones.names(), *data.names(), *cli.COMMANDS, *VARIANTS}
+NAMES |= set(typing.get_args(Backend))
 
 
 METHOD_OF = {name: config.load(name).method for name in config.names()}

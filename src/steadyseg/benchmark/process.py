@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -61,7 +62,8 @@ class Process:
 
 
 def _serve(line: Connection, first: Callable[[], None] | None) -> None:
-    """Answer calls until nobody is there to ask."""
+    """Answer calls until nobody is there to ask, or the one who asks ends this process: Ctrl-C is for that one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if first is not None:
         first()
     while True:

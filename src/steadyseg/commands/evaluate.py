@@ -75,7 +75,7 @@ def evaluate(
         alone: begin anew with every frame, for data whose frames are too far apart to be a video.
         per_class: also show the IoU of every class; JSON always has it.
         device: where to run.
-        backend: what runs the model; openvino and onnxruntime need steadyseg[export] and a CPU.
+        backend: what runs the model; cuda_graphs needs a GPU, openvino and onnxruntime a CPU and steadyseg[export].
         graphs: a folder that steadyseg export wrote for this model, which openvino or onnxruntime then run.
         precision: arithmetic of the forward pass; of exported graphs in 8-bit integers, that of the rest.
         json: print one JSON document.

@@ -68,7 +68,7 @@ def predict(
         streams: how many videos run at a time; those of one size go through the model as one batch.
         overwrite: replace an existing output.
         device: where to run.
-        backend: what runs the model; openvino and onnxruntime need steadyseg[export] and a CPU.
+        backend: what runs the model; cuda_graphs needs a GPU, openvino and onnxruntime a CPU and steadyseg[export].
         graphs: a folder that steadyseg export wrote for this model, which openvino or onnxruntime then run.
         precision: arithmetic of the model; of exported graphs in 8-bit integers, that of the rest.
     """

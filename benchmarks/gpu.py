@@ -1,0 +1,161 @@
+"""Make every measurement that needs a GPU and is not there yet, the most wanted first; what is measured is kept.
+
+    python benchmarks/gpu.py --list
+    python benchmarks/gpu.py --seconds 600
+    python benchmarks/gpu.py cuda_mit_b1_bf16 cuda_kernels
+
+A row that takes longer than its share of the time is stopped by Ctrl-C, upon which `steadyseg benchmark` writes what it
+has; such a file is incomplete, and made anew by the next call. Files go to benchmarks/results; nothing else is changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+RESULTS = Path(__file__).parent / "results"
+CARD = "--device cuda --precision bf16"
+
+
+class Row(NamedTuple):
+    """One measurement."""
+
+    command: str
+    """What prints a document; FILE in it stands for the result file of a command that writes one itself."""
+    seconds: int
+    """What it may take at most."""
+    question: str
+
+
+ROWS = {
+    "cuda_mit_b1_bf16": Row(
+        f"steadyseg benchmark sdcpc segformer --backbone mit_b1 {CARD} --backend compile,cuda_graphs "
+        "--against transformers --json",
+        400,
+        "the window method and its baseline",
+    ),
+    "cuda_keyframes_mit_b1_bf16": Row(
+        f"steadyseg benchmark dcfm tfc reuse --backbone mit_b1 --interval 4 {CARD} --backend cuda_graphs "
+        "--against transformers --json",
+        240,
+        "methods with key frames",
+    ),
+    "cuda_kernels": Row(
+        "python benchmarks/kernels.py --json",
+        300,
+        "every Triton kernel against its reference, torch.compile and float64",
+    ),
+    "cuda_graphs_mit_b1_bf16": Row(
+        "python benchmarks/cuda_graphs.py --json", 120, "every graph, kernel by kernel and recorded"
+    ),
+    "cuda_mit_b1_fp32": Row(
+        "steadyseg benchmark sdcpc segformer --backbone mit_b1 --device cuda --backend cuda_graphs "
+        "--against transformers --json",
+        150,
+        "the window method in fp32",
+    ),
+    "cuda_resnet18_bf16": Row(
+        f"steadyseg benchmark pspnet msaf --backbone resnet18 {CARD} --backend cuda_graphs --json",
+        90,
+        "dilated ResNets",
+    ),
+    "cuda_streams_sdcpc": Row(
+        f"python benchmarks/streams.py {CARD} --streams 1 2 4 8 16 --out FILE", 120, "several videos as one batch"
+    ),
+    "cuda_mit_b5_bf16": Row(
+        f"steadyseg benchmark segformer sdcpc --backbone mit_b5 {CARD} --backend cuda_graphs --json",
+        120,
+        "large backbones",
+    ),
+    "cuda_parts_mit_b1_bf16": Row(
+        f"steadyseg benchmark segformer sdcpc dcfm tfc --backbone mit_b1 {CARD} --backend cuda_graphs --parts --json",
+        150,
+        "parts of a frame",
+    ),
+    "cuda_sizes": Row(
+        f"steadyseg benchmark sdcpc dcfm tfc segformer {CARD} --backend cuda_graphs "
+        "--size 240x427,480x853,720x1280,1080x1920,1440x2560,2160x3840 --json",
+        600,
+        "cost against frame size",
+    ),
+}
+
+
+def main() -> None:
+    """Run the measurements of the command line."""
+    options = parse()
+    if options.list:
+        for name in options.rows:
+            sys.stdout.write(f"{name}: {'measured' if is_complete(name) else 'awaiting'}\n  {ROWS[name].command}\n")
+        return
+    end = time.monotonic() + options.seconds
+    for name in options.rows:
+        if not options.again and is_complete(name):
+            continue
+        left = min(end - time.monotonic(), ROWS[name].seconds)
+        if left < 20:
+            sys.stderr.write(f"{name}: no time left\n")
+            continue
+        begun = time.monotonic()
+        outcome = measure(name, left)
+        sys.stderr.write(f"{name}: {outcome}, {time.monotonic() - begun:.0f} s\n")
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="rows by name; all by default")
+    parser.add_argument("--seconds", type=float, default=3600, help="for all rows together")
+    parser.add_argument("--again", action="store_true", help="also what is measured already")
+    parser.add_argument("--list", action="store_true", help="say which rows there are, and measure nothing")
+    options = parser.parse_args()
+    options.rows = options.rows or list(ROWS)
+    unknown = [name for name in options.rows if name not in ROWS]
+    if unknown:
+        parser.error(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    return options
+
+
+def is_complete(name: str) -> bool:
+    """Say whether a row has its file, and the file all that was asked for."""
+    file = RESULTS / f"{name}.json"
+    return file.exists() and not any(entry["has_ended"] for entry in json.loads(file.read_text()).get("left_out", ()))
+
+
+def measure(name: str, seconds: float) -> str:
+    """Run a row for so many seconds at most; write its file if it gives a document; -> what became of it."""
+    file = RESULTS / f"{name}.json"
+    new = file.with_suffix(".new.json")
+    words = [str(new) if word == "FILE" else word for word in shlex.split(ROWS[name].command)]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True) as process:
+        try:
+            printed, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGINT)
+            try:
+                printed, _ = process.communicate(timeout=20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                return "stopped, nothing measured"
+    if "FILE" not in ROWS[name].command:
+        new.write_text(printed)
+    try:
+        json.loads(new.read_text())
+    except (OSError, ValueError):
+        new.unlink(missing_ok=True)
+        return f"failed with status {process.returncode}"
+    new.replace(file)
+    return "measured" if is_complete(name) else "measured in part"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The measurements that need a GPU: all are listed, what is measured is kept, what is cut is made anew."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import get_args
+
+import pytest
+
+from steadyseg.commands.benchmark import benchmark
+from steadyseg.commands.choices import Backend
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def gpu(tmp_path: Path) -> ModuleType:
+    """The script, with a folder of results of its own."""
+    spec = importlib.util.spec_from_file_location("gpu", ROOT / "benchmarks" / "gpu.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu"] = module
+    spec.loader.exec_module(module)
+    module.RESULTS = tmp_path
+    return module
+
+
+def python(code: str) -> str:
+    return shlex.join([sys.executable, "-c", code])
+
+
+def test_every_row_is_documented(gpu: ModuleType) -> None:
+    page = (ROOT / "benchmarks" / "README.md").read_text()
+    for name in gpu.ROWS:
+        assert f"results/{name}.json" in page
+    for names in re.findall(r"`python benchmarks/gpu\.py ([a-z][^`]*)`", page):
+        assert set(names.split()) <= set(gpu.ROWS)
+
+
+def test_commands_are_the_projects_own(gpu: ModuleType) -> None:
+    for row in gpu.ROWS.values():
+        program, first, *rest = shlex.split(row.command)
+        assert (program, first) == ("steadyseg", "benchmark") or (ROOT / first).exists()
+        if program == "steadyseg":
+            assert rest[-1] == "--json" and benchmark.__kwdefaults__ is not None
+            flags = {word[2:] for word in rest if word.startswith("--")}
+            assert flags <= set(benchmark.__kwdefaults__)
+            assert set(rest[rest.index("--backend") + 1].split(",")) <= set(get_args(Backend))
+
+
+def test_documents_are_kept(gpu: ModuleType, tmp_path: Path) -> None:
+    gpu.ROWS = {"row": gpu.Row(python("print('{}')"), 60, "")}
+    assert gpu.measure("row", 60) == "measured"
+    assert gpu.is_complete("row") and json.loads((tmp_path / "row.json").read_text()) == {}
+    assert [file.name for file in tmp_path.iterdir()] == ["row.json"]
+
+
+def test_what_fails_leaves_the_file_as_it_was(gpu: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "row.json").write_text("[1]")
+    gpu.ROWS = {"row": gpu.Row(python("print('half a docu'); raise SystemExit(3)"), 60, "")}
+    assert gpu.measure("row", 60) == "failed with status 3"
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("row.json", "[1]")]
+
+
+def test_what_is_cut_is_made_anew(gpu: ModuleType, tmp_path: Path) -> None:
+    """At its limit a command gets Ctrl-C, and what it then prints is kept, but is not complete."""
+    code = """
+import json, time
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print(json.dumps({"results": [1], "left_out": [{"has_ended": True}]}))
+"""
+    gpu.ROWS = {"row": gpu.Row(python(code), 60, "")}
+    assert gpu.measure("row", 3) == "measured in part"
+    assert not gpu.is_complete("row") and json.loads((tmp_path / "row.json").read_text())["results"] == [1]
+
+
+def test_files_of_commands_that_write_one(gpu: ModuleType, tmp_path: Path) -> None:
+    gpu.ROWS = {"row": gpu.Row(python("import sys; open(sys.argv[1], 'w').write('{}')") + " FILE", 60, "")}
+    assert gpu.measure("row", 60) == "measured"
+    assert (tmp_path / "row.json").read_text() == "{}"
