@@ -300,6 +300,13 @@ def test_upsample_argmax_on_ties_and_nan() -> None:
     assert upsample_argmax(constant - torch.inf, (5, 5)).unique().tolist() == [0]
     constant[:, 1:] = torch.nan
     assert upsample_argmax(constant, (5, 5)).unique().tolist() == [1]
+    logits = tensor(1, 4, 3, 3)
+    logits[0, 2, 0, 0] = torch.nan
+    logits[0, 3, 0, 2] = torch.inf
+    found = upsample_argmax(logits.to(DEVICE), (9, 9)).cpu()[0]
+    assert (found[:4, :4] == 2).all() and (found[:2, 7:] == 3).all()
+    finite = upsample_argmax(logits.nan_to_num(0.0, posinf=0.0).to(DEVICE), (9, 9)).cpu()[0]
+    assert torch.equal(found[5:], finite[5:])
     logits = torch.tensor([[[[0.0, 4.0]], [[3.0, 0.0]]]], device=DEVICE)
     assert upsample_argmax(logits, (1, 4)).tolist() == [[[1, 1, 0, 0]]]
     wide = tensor(1, 256, 3, 3).to(DEVICE)

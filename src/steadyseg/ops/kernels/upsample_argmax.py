@@ -64,6 +64,18 @@ def _start(cell: tl.tensor, samples: tl.tensor, lines: tl.tensor) -> Any:
 
 
 @triton.jit
+def _between(
+    upper: tl.tensor, lower: tl.tensor, left: tl.tensor, right: tl.tensor, fx: tl.tensor, mask: tl.tensor
+) -> Any:
+    """Resize two rows of samples of one class along x: float32 of each column."""
+    a = tl.load(upper + left, mask=mask, other=0.0).to(tl.float32)
+    b = tl.load(upper + right, mask=mask, other=0.0).to(tl.float32)
+    c = tl.load(lower + left, mask=mask, other=0.0).to(tl.float32)
+    d = tl.load(lower + right, mask=mask, other=0.0).to(tl.float32)
+    return (1 - fx) * a + fx * b, (1 - fx) * c + fx * d
+
+
+@triton.jit
 def _label(
     logits: tl.tensor,
     labels: tl.tensor,
@@ -91,20 +103,26 @@ def _label(
         _, _, fy = _sides(y, h, height)
         left, right, fx = _sides(x, w, width)
         fy = fy[:, None]
+        left, right = left * stride_x, right * stride_x
         upper = logits + image * stride_b + cell * stride_y
         lower = logits + image * stride_b + tl.minimum(cell + 1, h - 1) * stride_y
         best = tl.full((ROWS, COLUMNS), float("-inf"), tl.float32)
         label = tl.zeros((ROWS, COLUMNS), tl.int32)
+        infinite = tl.zeros((COLUMNS,), tl.float32)
         for k in tl.range(0, classes, loop_unroll_factor=4):
-            step = k * stride_k
-            a = tl.load(upper + step + left * stride_x, mask=is_column, other=0.0).to(tl.float32)
-            b = tl.load(upper + step + right * stride_x, mask=is_column, other=0.0).to(tl.float32)
-            c = tl.load(lower + step + left * stride_x, mask=is_column, other=0.0).to(tl.float32)
-            d = tl.load(lower + step + right * stride_x, mask=is_column, other=0.0).to(tl.float32)
-            above, below = (1 - fx) * a + fx * b, (1 - fx) * c + fx * d
+            above, below = _between(upper + k * stride_k, lower + k * stride_k, left, right, fx, is_column)
             score = (1 - fy) * above[None, :] + fy * below[None, :]
-            better = (score > best) | ((score != score) & (best == best))  # noqa: PLR0124  # the first NaN wins
+            better = score > best
             best, label = tl.where(better, score, best), tl.where(better, k, label)
+            infinite += 0.0 * (above + below)
+        if tl.sum((infinite != infinite).to(tl.int32), 0) > 0:  # noqa: PLR0124  # NaN or an infinity: the first NaN wins
+            best = tl.full((ROWS, COLUMNS), float("-inf"), tl.float32)
+            label = tl.zeros((ROWS, COLUMNS), tl.int32)
+            for k in range(classes):
+                above, below = _between(upper + k * stride_k, lower + k * stride_k, left, right, fx, is_column)
+                score = (1 - fy) * above[None, :] + fy * below[None, :]
+                better = (score > best) | ((score != score) & (best == best))  # noqa: PLR0124
+                best, label = tl.where(better, score, best), tl.where(better, k, label)
         place = y.to(tl.int64)[:, None] * width + x[None, :]
         mask = is_row[:, None] & is_column[None, :]
         tl.store(labels + image * height * width + place, label.to(tl.uint8), mask=mask)
