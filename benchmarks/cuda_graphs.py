@@ -22,14 +22,12 @@ from rich.table import Table
 from torch import Tensor
 
 from steadyseg import models
-from steadyseg.cuda_graphs import record
+from steadyseg.cuda_graphs import CudaGraphs, record
 from steadyseg.types import SteadysegError
 
 CLASSES = 124
 CALLS = 20
 """Between two readings of the clock."""
-OPTIONS: dict[str, dict[str, Any]] = {"tfc": {"msda": "dense"}}
-"""How many points TFC refines otherwise depends on the video, which cannot be recorded."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -75,8 +73,9 @@ def graphs(options: argparse.Namespace) -> Iterator[tuple[str, str, Callable, Ca
     for name in options.methods:
         torch.manual_seed(options.seed)
         cls = models.method(name)
-        config = cls.Config(backbone=options.backbone, **OPTIONS.get(name, {}))
+        config = cls.Config(backbone=options.backbone)
         model = cls(config, CLASSES).to("cuda").eval()
+        model.backend = CudaGraphs()  # whose graphs are listed
         frame = torch.randint(0, 256, (options.batch, 3, *options.size), dtype=torch.uint8, device="cuda")
         for key, graph in model.graphs(frame).items():
             yield name, key, graph.function, record(graph), list(graph.inputs.values())

@@ -1,11 +1,12 @@
-"""Make every measurement that needs a GPU and is not there yet, the most wanted first; what is measured is kept.
+"""Make the measurements that need a GPU and are not there yet, the most wanted first.
 
     python benchmarks/gpu.py --list
     python benchmarks/gpu.py --seconds 600
     python benchmarks/gpu.py cuda_mit_b1_bf16 cuda_kernels
 
 A row that takes longer than its share of the time is stopped by Ctrl-C, upon which `steadyseg benchmark` writes what it
-has; such a file is incomplete, and made anew by the next call. Files go to benchmarks/results; nothing else is changed.
+has; such a file is incomplete, and made anew by the next call, whose file takes its place if it holds no less. Files go
+to benchmarks/results; nothing else is changed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parent / "results"
 CARD = "--device cuda --precision bf16"
@@ -136,25 +137,40 @@ def measure(name: str, seconds: float) -> str:
     new = file.with_suffix(".new.json")
     words = [str(new) if word == "FILE" else word for word in shlex.split(ROWS[name].command)]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True) as process:
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    try:
         try:
             printed, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGINT)
-            try:
-                printed, _ = process.communicate(timeout=20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                return "stopped, nothing measured"
-    if "FILE" not in ROWS[name].command:
-        new.write_text(printed)
-    try:
-        json.loads(new.read_text())
-    except (OSError, ValueError):
+            printed, _ = process.communicate(timeout=20)
+        if "FILE" not in ROWS[name].command:
+            new.write_text(printed)
+        return keep(new, file) or f"failed with status {process.returncode}"
+    except subprocess.TimeoutExpired:
+        return "stopped, nothing measured"
+    finally:
+        if process.poll() is None:  # also where this program is stopped
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         new.unlink(missing_ok=True)
-        return f"failed with status {process.returncode}"
+
+
+def keep(new: Path, file: Path) -> str:
+    """Put a document in the place of an older one that holds no more; -> what became of it, nothing if it is none."""
+    try:
+        found = json.loads(new.read_text())
+    except (OSError, ValueError):
+        return ""
+    if file.exists() and count(found) < count(json.loads(file.read_text())):
+        return "measured less than before, which is kept"
     new.replace(file)
-    return "measured" if is_complete(name) else "measured in part"
+    return "measured" if is_complete(file.stem) else "measured in part"
+
+
+def count(document: dict[str, Any]) -> int:
+    """Count the measurements of a document."""
+    return sum(len(document.get(key, ())) for key in ("results", "comparisons", "rows"))
 
 
 if __name__ == "__main__":

@@ -460,3 +460,28 @@ def test_the_command_shows_the_stages(clip: str, capsys: pytest.CaptureFixture[s
     assert cli.main([*words, *reuse, "--json"]) == 0
     model = json.loads(capsys.readouterr().out)["result"]["stages"]["model"]
     assert {"key", "between"} <= model.keys()
+
+
+def test_ctrl_c_reports_what_was_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(function: Any, name: str, setting: benchmark.Setting) -> dict[str, Any]:
+        if name != "segformer":
+            raise KeyboardInterrupt
+        return function(name, setting)
+
+    monkeypatch.setattr(host, "apart", run)
+    words = ["benchmark", "segformer", "sdcpc", "tfc", "--size", "64x96", "--frames", "2", "--warmup", "1", "--json"]
+    assert cli.main(words) == 130
+    report = json.loads(capsys.readouterr().out)
+    assert [entry["method"] for entry in report["results"]] == ["segformer"]
+    assert [entry["method"] for entry in report["left_out"]] == ["sdcpc", "tfc"]
+
+
+def test_a_result_outlives_its_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+
+    def end(*_: Any) -> None:
+        raise benchmark.EndedError("gone")
+
+    monkeypatch.setattr(speed, "_in_turn", end)
+    both = benchmark.measure_and_compare("sdcpc", TINY)
+    assert both["result"]["fps"] > 0 and both["comparison"] is None and both["why"] == "gone"

@@ -62,10 +62,10 @@ def test_documents_are_kept(gpu: ModuleType, tmp_path: Path) -> None:
 
 
 def test_what_fails_leaves_the_file_as_it_was(gpu: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "row.json").write_text("[1]")
+    (tmp_path / "row.json").write_text("{}")
     gpu.ROWS = {"row": gpu.Row(python("print('half a docu'); raise SystemExit(3)"), 60, "")}
     assert gpu.measure("row", 60) == "failed with status 3"
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("row.json", "[1]")]
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("row.json", "{}")]
 
 
 def test_what_is_cut_is_made_anew(gpu: ModuleType, tmp_path: Path) -> None:
@@ -86,3 +86,11 @@ def test_files_of_commands_that_write_one(gpu: ModuleType, tmp_path: Path) -> No
     gpu.ROWS = {"row": gpu.Row(python("import sys; open(sys.argv[1], 'w').write('{}')") + " FILE", 60, "")}
     assert gpu.measure("row", 60) == "measured"
     assert (tmp_path / "row.json").read_text() == "{}"
+
+
+def test_less_than_before_is_not_kept(gpu: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "row.json").write_text(json.dumps({"results": [1, 2], "left_out": [{"has_ended": True}]}))
+    gpu.ROWS = {"row": gpu.Row(python("print('{\"results\": [3]}')"), 60, "")}
+    assert gpu.measure("row", 60) == "measured less than before, which is kept"
+    assert json.loads((tmp_path / "row.json").read_text())["results"] == [1, 2]
+    assert len(list(tmp_path.iterdir())) == 1

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from steadyseg import models
+from steadyseg.backends import attach
 from steadyseg.cuda_graphs import (
     CudaGraphs,
     KeptCasts,
@@ -18,6 +21,7 @@ from steadyseg.cuda_graphs import (
     record,
     signature,
 )
+from steadyseg.engine.stream import Stream
 from steadyseg.models.base import fixed_sizes
 from steadyseg.types import ConfigError, ShapeError
 
@@ -164,10 +168,55 @@ def test_recordings_equal_eager(name: str, precision: torch.dtype | None) -> Non
                     torch.testing.assert_close(a.float(), b.float(), rtol=1e-2 if precision else 1e-4, atol=1e-3)
 
 
+def test_what_is_read_is_held() -> None:
+    """Merged weights, which the model may compute anew, and parameters live as long as what read them."""
+    model = models.method("sdcpc")(models.method("sdcpc").Config(), 5).eval()
+    frame = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    with plain_mode():
+        merged = model.head.folded()
+        casts = KeptCasts([frame])
+        for _ in range(2):
+            feature = casts.run(model.encode, frame)[0]
+        decided = KeptCasts([feature])
+        decided.run(model.head, feature)
+    held = {tensor.data_ptr() for tensor in decided.read.values()}
+    assert {tensor.data_ptr() for tensor in merged} <= held
+    parameters = {parameter.data_ptr() for parameter in model.backbone.parameters()}
+    read = {tensor.data_ptr() for tensor in casts.read.values()}
+    assert parameters <= read
+    assert len(casts.read) < len(list(model.ssea.parameters())) + len(parameters) + 40, "nothing that it made itself"
+
+
+def test_a_new_stream_leaves_merged_weights_as_they_are() -> None:
+    model = models.method("segformer")(models.method("segformer").Config(), 5).eval()
+    with torch.inference_mode():
+        merged = model.decoder.folded()
+        Stream(model)
+        assert model.decoder.folded()[0] is merged[0]
+        assert model.train().eval().decoder.folded()[0] is not merged[0]
+
+
 @pytest.mark.gpu
-def test_a_changed_size_is_recorded_anew() -> None:
+@pytest.mark.parametrize("backend", ["cuda_graphs", "compile"])
+@pytest.mark.parametrize("name", ["sdcpc", "tfc"])
+def test_streams_equal_those_of_torch(name: str, backend: str) -> None:
+    """What users run: several frames, two videos one after the other, two sizes in turn, other work in between."""
+    cls = models.method(name)
+    model = cls(cls.Config(), 5).cuda().eval()
+    plain, own = copy.deepcopy(model), attach(model, backend)
+    for size in ((128, 160), (96, 128), (128, 160)):
+        frames = torch.randint(0, 256, (9, 3, *size), dtype=torch.uint8, device="cuda")
+        expected, found = Stream(plain), Stream(own)
+        for frame in frames:
+            different = (found(frame) != expected(frame)).float().mean()
+            assert different < 1e-3
+            torch.full((1 << 22,), float("nan"), device="cuda")  # over what was freed
+
+
+@pytest.mark.gpu
+def test_another_size_is_recorded_too() -> None:
     graphs = CudaGraphs()
     for size in (4, 4, 6):
         x = torch.randn(size, device="cuda")
         torch.testing.assert_close(graphs("double", lambda x: (2 * x,), x)[0], 2 * x)
-    assert len(graphs.recordings) == 1
+    assert len(graphs.recordings) == 2

@@ -238,6 +238,8 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         backends.attach(model, "onnxruntime", precision="bf16")
     with pytest.raises(ConfigError, match="has no fp16 on a CPU"):
         backends.attach(model, "openvino", precision="fp16")
+    with pytest.raises(ConfigError, match="cuda_graphs runs on an NVIDIA GPU, and the model is on cpu: take another"):
+        backends.attach(model, "cuda_graphs")
     with pytest.raises(ConfigError, match="runs on the CPU, and the model is on meta: take --device cpu"):
         backends.attach(build("segformer").to("meta"), "openvino")
     monkeypatch.setenv("CXX", "no-such-compiler")

@@ -146,7 +146,10 @@ def test_python(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)]+)\)", README))
 def test_links(path: str) -> None:
-    assert (ROOT / path).exists()
+    file, _, anchor = path.partition("#")
+    assert (ROOT / file).exists()
+    headings = re.findall(r"^#+ (.*)$", (ROOT / file).read_text(encoding="utf-8"), flags=re.MULTILINE) if anchor else []
+    assert not anchor or anchor in {heading.lower().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("recipe", blocks("diff", CONTRIBUTING), ids=["method", "data set", "metric"])

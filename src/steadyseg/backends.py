@@ -67,7 +67,7 @@ def attach(model: VideoSegmenter, name: Name, *, precision: Precision = "fp32") 
 
         backend = CudaGraphs(keeps_casts=name == "cuda_graphs")
     if name == "compile":
-        backend = Compiled(backend)
+        backend = Compiled(model, backend)
     elif name == "openvino":
         backend = OpenVINO(model, precision)
     elif name == "onnxruntime":
@@ -129,27 +129,27 @@ def needs(library: str) -> Any:
 class Compiled:
     """torch.compile, a graph at a time; on a GPU with weights as constants, and recorded as one CUDA graph."""
 
-    def __init__(self, recorded: Backend | None) -> None:
+    def __init__(self, model: VideoSegmenter, recorded: Backend | None) -> None:
+        self.model = model
         self.functions: dict[str, Callable[..., Any]] = {}
         self.recorded = recorded
+        self.merged: list[Any] = []
+        """Merged weights that compiled functions read; torch forgets a function when what it read is gone."""
         self.takes_whole_steps = recorded is not None
 
     def __call__(self, name: str, function: Callable[..., Any], *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run a graph; see models.base.Backend."""
         if name not in self.functions:
             function(*tensors)  # merges the weights, which the compiled function then takes as they are
-            compiled = torch.compile(function)
-            self.functions[name] = compiled if self.recorded is None else partial(_frozen, compiled)
+            self.merged += [getattr(module, "_folded", None) for module in self.model.modules()]
+            compiled = torch.compile(function, dynamic=None if self.recorded is None else False)
+            if self.recorded is not None:  # weights as constants, which torch does not look for among its options
+                compiled = torch._inductor.config.patch(freezing=True)(compiled)
+            self.functions[name] = compiled
         if self.recorded is not None:
             return self.recorded(name, self.functions[name], *tensors)
         results = self.functions[name](*tensors)
         return results if isinstance(results, tuple) else (results,)
-
-
-def _frozen(function: Callable[..., Any], *tensors: Tensor) -> Any:
-    """Run what torch.compile made, with weights as constants of it, converted for autocast once."""
-    with torch._inductor.config.patch(freezing=True):  # torch looks for it here, not among the options of a call
-        return function(*tensors)
 
 
 class Traced(ABC):

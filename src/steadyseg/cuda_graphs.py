@@ -15,12 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from steadyseg.models.base import Graph, fixed_sizes
 from steadyseg.types import ConfigError, ShapeError
 
 Function = Callable[..., tuple[Tensor, ...]]
 
+MOST = 4
+"""Recordings of one name, such as for videos of several sizes in turn."""
 WARM_UP = 3
 """Runs before the recording: compiling kernels, choosing algorithms and merging weights cannot be recorded."""
 
@@ -52,6 +55,7 @@ class Recording:
         self.buffers = buffers_like(tensors)
         self.graph = torch.cuda.CUDAGraph()
         fill(self.buffers, tensors)
+        self.function = function  # with what it reads
         self.casts = KeptCasts(self.buffers) if keeps_casts else None
         run = function if self.casts is None else partial(self.casts.run, function)
         with torch.cuda.device(tensors[0].device), plain_mode(), no_weight_cache(), fixed_sizes():
@@ -83,12 +87,12 @@ class Recording:
 
 
 class CudaGraphs:
-    """Recordings by name, made when they are first needed; those whose inputs change in size are made anew."""
+    """Recordings by name and sizes, made when they are first needed: the last `MOST` of a name are kept."""
 
     takes_whole_steps = True
 
     def __init__(self, *, keeps_casts: bool = True) -> None:
-        self.recordings: dict[str, tuple[tuple[object, ...], Recording]] = {}
+        self.recordings: dict[tuple[str, tuple[object, ...]], Recording] = {}
         self.pool: Any = None
         self.keeps_casts = keeps_casts
 
@@ -98,16 +102,17 @@ class CudaGraphs:
         Raises:
             ConfigError: if the tensors are not on a GPU.
         """
-        like = signature(tensors)
-        known = self.recordings.get(name)
-        if known is None or known[0] != like:
-            known = None
-            self.recordings.pop(name, None)  # gone, so that its memory may serve the new one
+        key = name, signature(tensors)
+        recording = self.recordings.pop(key, None)
+        if recording is None:
+            same = [other for other in self.recordings if other[0] == name]
+            for oldest in same[: len(same) + 1 - MOST]:
+                del self.recordings[oldest]  # so that its memory may serve the new one
             if self.pool is None and torch.cuda.is_available():
                 self.pool = torch.cuda.graph_pool_handle()
-            known = like, Recording(function, tensors, pool=self.pool, keeps_casts=self.keeps_casts)
-            self.recordings[name] = known
-        return known[1](*tensors)
+            recording = Recording(function, tensors, pool=self.pool, keeps_casts=self.keeps_casts)
+        self.recordings[key] = recording  # the last one used is the last
+        return recording(*tensors)
 
 
 def record(graph: Graph) -> Recording:
@@ -159,7 +164,8 @@ def hand_out(results: Sequence[Tensor], buffers: Sequence[Tensor], tensors: Sequ
 class KeptCasts(TorchDispatchMode):
     """Runs a function, and from its second run on converts what is the same tensor in every run only once.
 
-    These are the weights, which autocast converts at every call. The converted ones live as long as this object.
+    These are the weights, which autocast converts at every call. The converted ones live as long as this object, and so
+    does all that the function reads and has not made: merged weights too, which a model may compute anew elsewhere.
 
     Args:
         changing: the function's inputs, which are the same tensors with other values each time.
@@ -173,9 +179,14 @@ class KeptCasts(TorchDispatchMode):
         self._now: dict[int, Tensor] = {}
         self._kept: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
         """The tensor, which keeps its id, and what it was converted to."""
+        self._made: set[int] = set()
+        """Ids of what this run has made. What is older and still there has another id."""
+        self.read: dict[int, Tensor] = {}
+        """What runs read and had not made, by its id."""
 
     def run(self, function: Function, *tensors: Tensor) -> Any:
         """Run the function, without gradients and outside inference mode."""
+        self._made.clear()
         with self:
             results = function(*tensors)
         if self._seen is None:
@@ -187,6 +198,15 @@ class KeptCasts(TorchDispatchMode):
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See TorchDispatchMode."""
         kwargs = kwargs or {}
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor) and id(tensor) not in self._made:
+                self.read[id(tensor)] = tensor
+        results = self._converted(operation, args, kwargs)
+        self._made.update(id(tensor) for tensor in tree_leaves(results) if id(tensor) not in self.read)
+        return results
+
+    def _converted(self, operation: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operation, or find what it converted before."""
         if operation is torch.ops.aten._to_copy.default and set(kwargs) == {"dtype"}:
             kind = kwargs["dtype"]
         elif operation is torch.ops.aten.to.dtype and len(args) == 2 and not kwargs:  # of what inference mode made

@@ -74,7 +74,8 @@ class Folding(nn.Module, ABC):
         return folded
 
     def train(self, mode: bool = True) -> Self:
-        self._folded = None
+        if mode != self.training:  # else what was recorded or compiled may still read it
+            self._folded = None
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -92,8 +93,8 @@ def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     return tokens.unflatten(1, size).permute(0, 3, 1, 2)  # [B, C, h, w], the batch's stride right for a batch of one
 
 
-def normed(norm: nn.LayerNorm, x: Tensor, *, rounded: bool = False) -> Tensor:
-    """Apply a LayerNorm to the last axis of `x`; `rounded` as in `ops.layer_norm.layer_norm`."""
+def apply_norm(norm: nn.LayerNorm, x: Tensor, *, rounded: bool = False) -> Tensor:
+    """Normalise x [..., C] by a LayerNorm over C, as a kernel where there is one; `rounded` as in `ops.layer_norm`."""
     return layer_norm(x, norm.weight, norm.bias, norm.eps, rounded=rounded) if is_fused(x) else norm(x)
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steadyseg.backbones.base import Backbone, NormEps
-from steadyseg.layers import DropPath, attention, normed, to_map, to_tokens
+from steadyseg.layers import DropPath, apply_norm, attention, to_map, to_tokens
 from steadyseg.ops.depthwise_gelu import depthwise_gelu
 from steadyseg.ops.sample import is_exporting
 from steadyseg.types import CheckpointError
@@ -113,8 +113,8 @@ class Block(nn.Module):
         """x [B, C, h, w] -> [B, C, h, w]."""
         size = (x.shape[2], x.shape[3])
         tokens = to_tokens(x)  # [B, N, C]
-        tokens = tokens + self.drop_path(self.attn(normed(self.norm1, tokens, rounded=True), size))
-        tokens = tokens + self.drop_path(self.mlp(normed(self.norm2, tokens, rounded=True), size))
+        tokens = tokens + self.drop_path(self.attn(apply_norm(self.norm1, tokens, rounded=True), size))
+        tokens = tokens + self.drop_path(self.mlp(apply_norm(self.norm2, tokens, rounded=True), size))
         return to_map(tokens, size)
 
 
@@ -136,7 +136,7 @@ class ReducedAttention(nn.Module):
         q = self.q(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)  # [B, heads, N, d]
         reduced = tokens
         if self.reduction > 1:
-            reduced = normed(self.norm, self.reduce(tokens, size), rounded=True)  # [B, M, C]
+            reduced = apply_norm(self.norm, self.reduce(tokens, size), rounded=True)  # [B, M, C]
         kv = self.kv(reduced).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [2, B, heads, M, d]
         out = attention(q, kv[0], kv[1])  # [B, heads, N, d]
         return self.proj(out.transpose(1, 2).flatten(2))  # [B, N, C]
@@ -151,12 +151,12 @@ class ReducedAttention(nn.Module):
             return to_tokens(self.sr(to_map(tokens, size)))
         side = self.reduction
         rows, columns = size[0] // side, size[1] // side
-        whole = tokens.unflatten(1, size)[:, : rows * side, : columns * side]
+        whole = tokens.unflatten(1, size)[:, : rows * side, : columns * side]  # [B, M_y * r, M_x * r, C]
         patches = (
             whole.unflatten(2, (columns, side)).unflatten(1, (rows, side)).transpose(2, 3)
         )  # [B, M_y, M_x, r, r, C]
         weight = self.sr.weight.permute(0, 2, 3, 1).flatten(1)  # [C, r * r * C]
-        return F.linear(patches.flatten(3).flatten(1, 2), weight, self.sr.bias)
+        return F.linear(patches.flatten(3).flatten(1, 2), weight, self.sr.bias)  # of [B, M, r * r * C]
 
 
 class MixFFN(nn.Module):
@@ -177,7 +177,7 @@ class MixFFN(nn.Module):
 
 def _norm_map(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     """LayerNorm over the channels of a map [B, C, h, w]."""
-    return to_map(normed(norm, to_tokens(x)), (x.shape[2], x.shape[3]))
+    return to_map(apply_norm(norm, to_tokens(x)), (x.shape[2], x.shape[3]))
 
 
 def _initialise(module: nn.Module) -> None:

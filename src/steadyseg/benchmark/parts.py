@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from steadyseg.benchmark.clock import clocked, summary
 from steadyseg.benchmark.setting import Setting, autocast, rounds, whole_intervals
 from steadyseg.engine.stream import to_labels
-from steadyseg.models.base import VideoSegmenter
+from steadyseg.models.base import Backend, VideoSegmenter
 
 
 @torch.inference_mode()
@@ -67,7 +68,9 @@ def _watched(model: VideoSegmenter, is_cuda: bool) -> Iterator[dict[str, float]]
 
     backend, normalize, run_backbone = model.backend, model.normalize, model.backbone.forward
     if backend is not None:
-        model.backend = lambda name, *inputs: timed(f"graph {name}", backend, name, *inputs)
+        watched = partial(_run_graph, timed, backend)
+        watched.takes_whole_steps = model.takes_whole_steps  # type: ignore[attr-defined]
+        model.backend = watched
     else:
         model.normalize = lambda frame: timed("normalise", normalize, frame)  # type: ignore[method-assign]
         model.backbone.forward = lambda *inputs, **options: timed("backbone", run_backbone, *inputs, **options)  # type: ignore[method-assign]
@@ -77,3 +80,7 @@ def _watched(model: VideoSegmenter, is_cuda: bool) -> Iterator[dict[str, float]]
         model.backend = backend
         if backend is None:
             del model.normalize, model.backbone.forward
+
+
+def _run_graph(timed: Callable[..., Any], backend: Backend, name: str, *inputs: Any) -> Any:
+    return timed(f"graph {name}", backend, name, *inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
 from itertools import islice
@@ -17,12 +18,13 @@ from torch import Tensor
 from steadyseg.benchmark.clock import clocked, of_periods, quartiles, summary
 from steadyseg.benchmark.host import peak_gflops, peak_memory
 from steadyseg.benchmark.parts import parts
+from steadyseg.benchmark.process import EndedError
 from steadyseg.benchmark.reference import TransformersProcess, forgetful
 from steadyseg.benchmark.setting import Round, Setting, about, prepare, rounds, whole_intervals
 from steadyseg.benchmark.subject import attach, build, follow, street
 from steadyseg.costs import costs
 from steadyseg.engine.checkpoint import load_model
-from steadyseg.models.base import VideoSegmenter
+from steadyseg.models.base import VideoSegmenter, fixed_sizes
 
 
 def measure(name: str, setting: Setting) -> dict[str, Any]:
@@ -58,11 +60,13 @@ def _alone(name: str, model: VideoSegmenter, frames: list[Tensor], setting: Sett
     memory = peak_memory(setting)
     timed = summary(times, period=model.period, first=setting.warmup, streams=setting.streams)
     apart = {"parts": parts(model, setting, frames)} if setting.parts else {}
+    recorded = model.takes_whole_steps
     backend, model.backend = model.backend, None  # what is counted is torch's
-    counted = {
-        what: {form: cost._asdict() for form, cost in forms.items()}
-        for what, forms in costs(model, [frame[None] for frame in frames]).items()
-    }
+    with fixed_sizes() if recorded else nullcontext():
+        counted = {
+            what: {form: cost._asdict() for form, cost in forms.items()}
+            for what, forms in costs(model, [frame[None] for frame in frames]).items()
+        }
     model.backend = backend
     peak = None if setting.precision == "int8" else peak_gflops(setting)
     operations = 2 * counted["stream"]["executed"]["full"] * timed["fps"]
@@ -121,20 +125,31 @@ def measure_and_compare(name: str, setting: Setting) -> dict[str, Any]:
         setting: what is measured, and how.
 
     Returns:
-        "result", as of `measure`, and "comparison", as of `compare`.
+        "result", as of `measure`, and "comparison", as of `compare`: None if the process of transformers' SegFormer
+        ended, with "why".
 
     Raises:
         ConfigError: as they do.
-        EndedError: if the process of transformers' SegFormer ends.
     """
     if setting.against == "clip" or name == "segformer":
-        return {"result": measure(name, setting), "comparison": compare(name, setting)}
+        return {"result": measure(name, setting), **_compared(partial(compare, name, setting))}
     prepare(setting)
     frames = street(setting)
     model = attach(build(name, setting, frames[0]), setting, frames)
     result = _alone(name, model, frames, setting)
-    with tempfile.TemporaryDirectory() as folder, TransformersProcess(setting, frames[0], Path(folder)) as apart:
-        return {"result": result, "comparison": _in_turn(name, model, apart, frames, setting)}
+
+    def compared() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder, TransformersProcess(setting, frames[0], Path(folder)) as apart:
+            return _in_turn(name, model, apart, frames, setting)
+
+    return {"result": result, **_compared(compared)}
+
+
+def _compared(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return {"comparison": function()}
+    except EndedError as error:
+        return {"comparison": None, "why": str(error)}
 
 
 def _in_turn(

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from steadyseg.benchmark import Setting
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+STOPPED = "stopped before it was measured"
+INTERRUPTED = 130
+"""The status of a program that Ctrl-C has ended."""
 Job = tuple[str, "Setting"]
 """A method and what is measured of it."""
 
@@ -103,9 +106,10 @@ def benchmark(
     else:
         found = _run(bench.measure_and_compare if against else bench.measure, jobs, report)
         report["results"] = [each["result"] for each in found] if against else found
-        report["comparisons"] = [each["comparison"] for each in found] if against else []
+        report["comparisons"] = [each["comparison"] for each in found if each["comparison"]] if against else []
         console.benchmark(report, as_json=json)
-    return int(any(entry["has_ended"] for entry in report["left_out"]))
+    stopped = any(entry["why"] == STOPPED for entry in report["left_out"])
+    return INTERRUPTED if stopped else int(any(entry["has_ended"] for entry in report["left_out"]))
 
 
 def _refuse(**given: Any) -> None:
@@ -192,11 +196,13 @@ def _run(function: Callable[..., dict[str, Any]], jobs: list[Job], report: dict[
             status.update(f"measuring {name} {setting.backbone}, {number} of {len(jobs)}")
             try:
                 results.append(bench.apart(function, name, setting))
+                if why := results[-1].get("why"):
+                    raise bench.EndedError(why)
             except bench.EndedError as exc:
                 console.error(f"warning: left out: {exc}")
                 report["left_out"].append(_left_out(name, setting, exc, has_ended=True))
             except KeyboardInterrupt:
-                stopped = UsageError("stopped before it was measured")
+                stopped = UsageError(STOPPED)
                 report["left_out"] += [_left_out(*job, stopped, has_ended=True) for job in jobs[number - 1 :]]
                 console.error(f"warning: stopped; {len(results)} of {len(jobs)} were measured")
                 break

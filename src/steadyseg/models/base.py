@@ -28,7 +28,8 @@ STD = (58.395, 57.12, 57.375)
 
 
 Backend = Callable[..., tuple[Tensor, ...]]
-"""Runs a graph elsewhere: name, function and input tensors -> the tensors that the function returns."""
+"""Runs a graph elsewhere: name, function and input tensors -> the tensors that the function returns. One that starts a
+large graph faster than a few small ones says so by an attribute `takes_whole_steps`."""
 
 
 class Graph(NamedTuple):
@@ -160,7 +161,8 @@ class VideoSegmenter(nn.Module, ABC):
     def step(self, frame: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Segment the next frame of a video.
 
-        Only the schedule is decided here: all arithmetic is in the functions of `graphs`, called through `compute`.
+        Only the schedule is decided here: all arithmetic is in the functions of `graphs`, called through `compute` but
+        where that is not worth a graph, as on the first frame of a video.
 
         Args:
             frame: uint8 [B, 3, H, W] RGB.

@@ -49,18 +49,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadyseg.layers import ConvNorm, DeformableConv, Folding, classify, normed, pointwise, resize, to_map, to_tokens
+from steadyseg.layers import (
+    ConvNorm,
+    DeformableConv,
+    Folding,
+    apply_norm,
+    classify,
+    pointwise,
+    resize,
+    to_map,
+    to_tokens,
+)
 from steadyseg.losses import class_prototypes, cross_entropy, draw, prototype_contrast, variate_similarity
 from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter, check_options, check_same
 from steadyseg.ops.layer_norm import layer_norm
+from steadyseg.ops.outer_products import outer_products
 from steadyseg.ops.sample import place
 from steadyseg.ops.selective_attention import selective_attention, selective_attention_reference
 from steadyseg.types import IGNORE, Clip
 
 EPS = 1e-6
 """Of every LayerNorm here."""
-PART = 128
-"""Pixels of a part of `_outer_products`."""
 LEVELS = [levels for count in (1, 2, 3, 4) for levels in combinations((1, 2, 3, 4), count)]
 """What `ssea.levels` may be."""
 
@@ -240,17 +249,18 @@ class SDCPC(VideoSegmenter):
             return self.head(*maps)
         return self.head(self.dssa.progressive(*maps) if self.dssa.is_progressive else self.dssa.direct(*maps))
 
-    def whole(self, frame: Tensor, *references: Tensor) -> tuple[Tensor, ...]:
+    def whole(self, frame: Tensor, near: Tensor, far: Tensor, before: Tensor) -> tuple[Tensor, ...]:
         """All of `step` in the progressive order as one function.
 
         Args:
             frame: uint8 [B, 3, H, W].
-            references: S of the frames three and six before, and A of the frame three before, each [B, C, h, w].
+            near: S of the frame three before, [B, C, h, w].
+            far: S of the frame six before, [B, C, h, w].
+            before: A of the frame three before, [B, C, h, w].
 
         Returns:
             logits [B, K, h, w], S and A.
         """
-        near, far, before = references
         feature, part = self.encode(frame)
         return self.decide(feature, before, far, part), feature, self.dssa.align(feature, near, part)
 
@@ -288,7 +298,8 @@ class SDCPC(VideoSegmenter):
 
         "encode" (frame -> feature, part); in the progressive order "align" (feature, near, part -> aligned); "decide"
         (feature, aligned, far, part -> logits), in the direct order (feature, near, far, near_part, far_part ->
-        logits). Parts are missing without stage 1, references without any stage.
+        logits). Parts are missing without stage 1, references without any stage. Where `takes_whole_steps` there is
+        also "whole" (frame, near, far, aligned -> logits, feature, aligned of the frame).
         """
         with torch.no_grad():
             feature, *part = self.encode(frame)
@@ -303,6 +314,9 @@ class SDCPC(VideoSegmenter):
             references |= {f"{name}_part": map_ for name in ("near", "far") for map_ in part}
         inputs = {"feature": feature, **references}
         graphs["decide"] = Graph(lambda *maps: (self.decide(*maps),), inputs, ("logits",))
+        if self.dssa.is_progressive and self.takes_whole_steps:
+            inputs = {"frame": frame, **dict.fromkeys(("near", "far", "aligned"), feature)}
+            graphs["whole"] = Graph(self.whole, inputs, ("logits", "feature", "new_aligned"))
         return graphs
 
 
@@ -330,10 +344,10 @@ class SSEA(nn.Module):
         size = (x.shape[2], x.shape[3])
         if self.parts.la:
             small = (stages["stage3"].shape[2], stages["stage3"].shape[3])
-            tokens = normed(self.norm_attention, to_tokens(resize(x, small)), rounded=True)  # [B, N / 4, C]
+            tokens = apply_norm(self.norm_attention, to_tokens(resize(x, small)))  # [B, N / 4, C]
             x = x + resize(to_map(self.attention(tokens), small), size)
         if self.parts.dcn:
-            x = x + self.deform(to_map(normed(self.norm_deform, to_tokens(x), rounded=True), size))
+            x = x + self.deform(to_map(apply_norm(self.norm_deform, to_tokens(x), rounded=True), size))
         return x
 
 
@@ -381,19 +395,10 @@ class LinearAttention(nn.Module):
         q, k, v = self.qkv(tokens).float().unflatten(2, (3, self.heads, -1)).unbind(2)  # each [B, N, heads, d]
         with torch.autocast(tokens.device.type, enabled=False):
             q, k = F.elu(q) + 1, F.elu(k) + 1
-            context = _outer_products(k, v)  # [B, heads, d, d]
+            context = outer_products(k, v)  # [B, heads, d, d]
             mass = torch.einsum("bnhd,bhd->bnh", q, k.sum(1)) + EPS
             out = torch.einsum("bnhd,bhde->bnhe", q, context) / mass[..., None]
         return out.flatten(2).to(tokens.dtype)  # [B, N, C]
-
-
-def _outer_products(keys: Tensor, values: Tensor) -> Tensor:
-    """Return the sum over n of keys x values [B, N, heads, d], [B, heads, d, d]; on a GPU in parts, many at a time."""
-    if keys.device.type == "cpu":
-        return torch.einsum("bnhd,bnhe->bhde", keys, values)
-    count = -keys.shape[1] % PART
-    keys, values = (F.pad(x, (0, 0, 0, 0, 0, count)).unflatten(1, (-1, PART)) for x in (keys, values))
-    return torch.einsum("bsnhd,bsnhe->bshde", keys, values).sum(1)
 
 
 # ---- DSSA, Eq. (2): dynamic semantic selective aggregation ----------------------------------------------------------
@@ -492,8 +497,7 @@ class SelectiveStep(Folding):
             read = selective_attention_reference(self.query(q), self.key(r), self.value(r), points, size)
             return query + to_map(read, size)
         query_weight, query_bias, value_weight, value_bias = self.folded()
-        plain = layer_norm(to_tokens(query), None, None, EPS, rounded=True)  # [B, N, C]
-        q = F.linear(plain, query_weight, query_bias)  # [B, N, C]
+        q = F.linear(layer_norm(to_tokens(query), None, None, EPS, rounded=True), query_weight, query_bias)  # [B, N, C]
         source = layer_norm(to_tokens(reference), None, None, EPS, rounded=True)  # [B, N, C]
         read = selective_attention(q, source, points, size)  # [B, N, C]
         return query + to_map(F.linear(read, value_weight, value_bias), size)

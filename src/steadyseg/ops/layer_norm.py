@@ -18,7 +18,7 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
         weight: float [C]; None is ones.
         bias: float [C]; None is zeros.
         eps: added to the variance.
-        rounded: whether nothing but linear maps and convolutions reads the result.
+        rounded: whether nothing reads the result but linear maps, convolutions and attention, which round it anyway.
 
     Returns:
         float [..., C].
