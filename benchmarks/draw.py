@@ -145,7 +145,7 @@ PICTURES: dict[str, Callable[[Sequence[Point], Axes], None]] = {
 }
 DEFAULTS = {
     "parameters": ("cpu_parameters.json", "cpu_parameters_resnet.json"),
-    "sizes": ("cpu_sizes.json", "cpu_sizes_large.json"),
+    "sizes": ("cpu_sizes.json", "cpu_sizes_large.json", "cpu_sizes_dcfm_1440.json"),
     "streams": ("cpu_streams.json",),
 }
 """The files in results/ that a picture is drawn from, where none are named."""
