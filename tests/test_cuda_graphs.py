@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from steadyseg import models
+from steadyseg import cuda_graphs, models
+from steadyseg.backbones import mit
 from steadyseg.backends import attach
 from steadyseg.cuda_graphs import (
     CudaGraphs,
@@ -185,6 +187,28 @@ def test_what_is_read_is_held() -> None:
     read = {tensor.data_ptr() for tensor in casts.read.values()}
     assert parameters <= read
     assert len(casts.read) < len(list(model.ssea.parameters())) + len(parameters) + 40, "nothing that it made itself"
+
+
+def test_the_last_sizes_of_a_name_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def recording(function: Any, tensors: Any, **_: Any) -> Any:
+        made.append(len(tensors[0]))
+        return function
+
+    monkeypatch.setattr(cuda_graphs, "Recording", recording)
+    graphs = CudaGraphs()
+    for size in (1, 2, 3, 4, 1, 5, 1, 2):  # the fifth size takes the place of 2, which was used least lately
+        graphs("double", lambda x: (2 * x,), torch.ones(size))
+        graphs("other", lambda x: (x,), torch.ones(9))
+    assert [size for size in made if size < 9] == [1, 2, 3, 4, 5, 2] and made.count(9) == 1
+
+
+def test_patches_equal_the_strided_convolution() -> None:
+    """Rows and columns that fill no patch are left out."""
+    attention = mit.ReducedAttention(8, 1, 4)
+    tokens = torch.randn(2, 11 * 14, 8)
+    torch.testing.assert_close(attention.reduce_patches(tokens, (11, 14)), attention.reduce(tokens, (11, 14)))
 
 
 def test_a_new_stream_leaves_merged_weights_as_they_are() -> None:

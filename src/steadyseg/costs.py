@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from steadyseg.layers import plain_forms
-from steadyseg.models.base import VideoSegmenter
+from steadyseg.models.base import VideoSegmenter, fixed_sizes
 from steadyseg.ops import kernels
 from steadyseg.types import ConfigError
 
@@ -41,7 +41,7 @@ def count(run: Callable[[], object]) -> dict[str, Cost]:
         "executed", what is computed here, and "published", the same layers in the papers' literal form.
     """
     executed = _count(run)
-    with plain_forms():
+    with plain_forms(), fixed_sizes(on=False):
         literal = _count(run)
     attention = executed.full - executed.hooks  # the same in both, but some literal forms multiply without a product
     return {"executed": executed, "published": literal._replace(full=literal.hooks + attention)}

@@ -106,7 +106,7 @@ class CudaGraphs:
         recording = self.recordings.pop(key, None)
         if recording is None:
             same = [other for other in self.recordings if other[0] == name]
-            for oldest in same[: len(same) + 1 - MOST]:
+            for oldest in same[: max(len(same) + 1 - MOST, 0)]:
                 del self.recordings[oldest]  # so that its memory may serve the new one
             if self.pool is None and torch.cuda.is_available():
                 self.pool = torch.cuda.graph_pool_handle()

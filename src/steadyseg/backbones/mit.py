@@ -142,21 +142,23 @@ class ReducedAttention(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2))  # [B, N, C]
 
     def reduce(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
-        """tokens [B, N, C] of an h x w map -> [B, M, C] after the strided convolution, whose patches do not overlap.
-
-        On a GPU it is one product of patches and weights, as libraries of convolutions give that few results of so
-        large sums to a few of its processors.
-        """
+        """tokens [B, N, C] of an h x w map -> [B, M, C] after the strided convolution."""
         if tokens.device.type == "cpu" or is_exporting():
             return to_tokens(self.sr(to_map(tokens, size)))
+        return self.reduce_patches(tokens, size)
+
+    def reduce_patches(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """The same as one product of patches, which do not overlap, and weights; for GPUs.
+
+        Libraries of convolutions give so few results of so large sums to a few of its processors.
+        """
         side = self.reduction
         rows, columns = size[0] // side, size[1] // side
         whole = tokens.unflatten(1, size)[:, : rows * side, : columns * side]  # [B, M_y * r, M_x * r, C]
-        patches = (
-            whole.unflatten(2, (columns, side)).unflatten(1, (rows, side)).transpose(2, 3)
-        )  # [B, M_y, M_x, r, r, C]
+        grid = whole.unflatten(2, (columns, side)).unflatten(1, (rows, side))  # [B, M_y, r, M_x, r, C]
+        patches = grid.transpose(2, 3).flatten(3).flatten(1, 2)  # [B, M, r * r * C]
         weight = self.sr.weight.permute(0, 2, 3, 1).flatten(1)  # [C, r * r * C]
-        return F.linear(patches.flatten(3).flatten(1, 2), weight, self.sr.bias)  # of [B, M, r * r * C]
+        return F.linear(patches, weight, self.sr.bias)  # [B, M, C]
 
 
 class MixFFN(nn.Module):

@@ -266,9 +266,9 @@ _FIXED = ContextVar("fixed", default=False)
 
 
 @contextmanager
-def fixed_sizes() -> Iterator[None]:
+def fixed_sizes(*, on: bool = True) -> Iterator[None]:
     """Within this context no method makes a tensor whose size depends on values: a recording can hold none."""
-    token = _FIXED.set(True)
+    token = _FIXED.set(on)
     try:
         yield
     finally:
