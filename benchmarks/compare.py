@@ -4,14 +4,17 @@
     python benchmarks/compare.py camvid sdcpc               then the second part of its recipe
     python benchmarks/compare.py camvid sdcpc --seed 1      the same from another seed
     python benchmarks/compare.py camvid_noise --group ablation --iterations 300
+    python benchmarks/compare.py camvid_start segformer_b1 fcn --parts train
+                                                            what rows on MiT-B1 and ResNet-18 start from
     python benchmarks/compare.py camvid --table             the table of all rows so far
 
 All rows of a recipe have its data, its augmentation and its training: the same number of steps and of
 target frames, crops, optimiser groups, and initial backbone. CamVid's recipe has two parts: `camvid_first` is the
 config segformer_mit_b0_camvid_first; `camvid`, segformer_mit_b0_camvid, goes on from the first part's run of seed 0 and
 adds noise to the frames. `camvid_noise` is the first part with that noise, and SD-CPC's labels, from its beginning.
-On DAVIS only the data differ from the first part. Rows on ResNet-18 start from random weights, as no pretrained ones
-are in the repository. TFC's clips have four labelled frames, SD-CPC's in `camvid` and `camvid_noise` three, the others'
+On DAVIS only the data differ from the first part. Rows on MiT-B0 start from the weights segformer_mit_b0_camvid_start;
+those on other backbones from runs of `camvid_start`, which trains the same way: SegFormer-B1, and for ResNet-18 a plain
+FCN. TFC's clips have four labelled frames, SD-CPC's in `camvid` and `camvid_noise` three, the others'
 one. Rows that need no training of their own run SegFormer's weights. DCFM looks ahead, but for the row "online". Scores
 "alone" take every frame as a video of its own, as the frames of CamVid's test are a second apart. Speed is that on the
 first validation video, fp32, frame tensor to labels of its size.
@@ -41,9 +44,10 @@ from steadyseg.engine.evaluate import evaluate
 from steadyseg.engine.stream import segment
 from steadyseg.engine.train import train
 from steadyseg.metrics import standard
+from steadyseg.models.base import VideoSegmenter
 
 RESULTS = Path(__file__).parent / "results" / "compare"
-FIRST, SECOND = "segformer_mit_b0_camvid_first", "segformer_mit_b0_camvid"
+START, FIRST, SECOND = (f"segformer_mit_b0_camvid{part}" for part in ("_start", "_first", ""))
 METRICS = ("mIoU", "wIoU", "mVC8", "mVC16", "TC")
 
 
@@ -63,13 +67,7 @@ def sdcpc(**model: Any) -> tuple[str, dict[str, Any]]:
     return "sdcpc", {"backbone": "mit_b0", **model}
 
 
-RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "segformer": ("segformer", {"backbone": "mit_b0"}),
-    "sdcpc": sdcpc(),
-    "tfc": ("tfc", {"backbone": "mit_b0"}),
-    "dcfm": ("dcfm", {"backbone": "mit_b0"}),
-    "pspnet": ("pspnet", {"backbone": "resnet18_ppm"}),
-    "msaf": ("msaf", {"backbone": "resnet18"}),
+ABLATION: dict[str, tuple[str, dict[str, Any]]] = {
     "sdcpc_no_dssa": sdcpc(dssa={"stages": []}),
     "sdcpc_no_ssea": sdcpc(ssea={"la": False, "dcn": False}),
     "sdcpc_no_mcp_cl": sdcpc(mcp={"losses": False}),
@@ -82,7 +80,23 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "sdcpc_target_labels": sdcpc(aux_ref_ce=0.0),
     "sdcpc_no_dssa_target_labels": sdcpc(dssa={"stages": []}, aux_ref_ce=0.0),
 }
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "segformer": ("segformer", {"backbone": "mit_b0"}),
+    "sdcpc": sdcpc(),
+    "tfc": ("tfc", {"backbone": "mit_b0"}),
+    "dcfm": ("dcfm", {"backbone": "mit_b0"}),
+    "segformer_b1": ("segformer", {"backbone": "mit_b1"}),
+    "sdcpc_b1": sdcpc(backbone="mit_b1"),
+    "tfc_b1": ("tfc", {"backbone": "mit_b1"}),
+    "dcfm_b1": ("dcfm", {"backbone": "mit_b1"}),
+    "fcn": ("pspnet", {"backbone": "resnet18"}),
+    "pspnet": ("pspnet", {"backbone": "resnet18_ppm"}),
+    "msaf": ("msaf", {"backbone": "resnet18"}),
+    **ABLATION,
+}
 """What is trained: method and model section."""
+STARTS = {"mit_b1": "segformer_b1", "resnet18": "fcn"}
+"""The run of `camvid_start` whose backbone starts the others, by backbone."""
 ROWS = {
     "segformer": Row("segformer"),
     "reuse": Row("segformer", "reuse", {"interval": 4}),
@@ -93,13 +107,19 @@ ROWS = {
     "dcfm_k6": Row("dcfm", None, {"interval": 6}),
     "dcfm_k6_online": Row("dcfm", None, {"interval": 6, "neighbours": 1}),
     "sdcpc": Row("sdcpc"),
+    "segformer_b1": Row("segformer_b1"),
+    "tfc_b1": Row("tfc_b1"),
+    "dcfm_b1_k2": Row("dcfm_b1", None, {"interval": 2}),
+    "dcfm_b1_k6": Row("dcfm_b1", None, {"interval": 6}),
+    "sdcpc_b1": Row("sdcpc_b1"),
+    "fcn": Row("fcn"),
     "pspnet": Row("pspnet"),
     "msaf": Row("msaf"),
-    **{name: Row(name) for name in RUNS if name.startswith("sdcpc_")},
+    **{name: Row(name) for name in ABLATION},
 }
 GROUPS = {
-    "methods": [name for name in ROWS if not name.startswith("sdcpc_")],
-    "ablation": ["segformer", *(name for name in ROWS if name.startswith("sdcpc"))],
+    "methods": [name for name in ROWS if name not in ABLATION],
+    "ablation": ["segformer", "sdcpc", *ABLATION],
 }
 
 
@@ -118,6 +138,7 @@ class Recipe(NamedTuple):
 
 OLDER_LABELS = {"sdcpc": {"aux_ref_ce": 0.5}}
 RECIPES = {
+    "camvid_start": Recipe(START, {"train": {"eval_every": 0}}),
     "camvid": Recipe(SECOND, after="camvid_first", model=OLDER_LABELS),
     "camvid_first": Recipe(FIRST),
     "camvid_noise": Recipe(FIRST, {"data": {"augment": {"noise": 12.0}}}, model=OLDER_LABELS),
@@ -132,6 +153,7 @@ RECIPES = {
         },
     ),
 }
+ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
 CAMVID_TEST = SourceConfig(source="camvid", split="test")
 UNSEEN = replace(CAMVID_TEST, only="Seq05VD*")
 CAMVID = {
@@ -146,22 +168,27 @@ SCORED = {data: DAVIS if data == "davis" else CAMVID for data in RECIPES}
 """What is scored, by name; the first is also what speed is measured on."""
 
 
-def experiment(data: str, name: str, *, iterations: int | None, seed: int, runs: Path) -> config.Experiment:
-    """Return what trains `name`; None takes the recipe's number of steps. `runs` holds the runs of all recipes."""
+def experiment(
+    data: str, name: str, *, iterations: int | None, seed: int, runs: Path, **training: Any
+) -> config.Experiment:
+    """Return what trains `name`; None takes the recipe's number of steps. `runs` holds the runs of all recipes.
+
+    `training` are options of the train section on which no result depends.
+    """
     recipe, (method, model) = RECIPES[data], RUNS[name]
     base = config.to_dict(config.load(recipe.base))
     changed = {section: {**base[section], **values} for section, values in recipe.change.items()}
     if "augment" in recipe.change.get("data", {}):
         changed["data"]["augment"] = {**base["data"]["augment"], **recipe.change["data"]["augment"]}
     wanted = {**base, **changed, "method": method, "model": recipe.model.get(method, {}) | model, "reproduces": ""}
-    wanted["train"] = {**base["train"], "seed": seed}
+    wanted["train"] = {**wanted["train"], "seed": seed, **training}
     if iterations is not None:
         shorter = iterations / base["train"]["iterations"]
         wanted["train"] |= {"iterations": iterations, "warmup": round(shorter * base["train"]["warmup"])}
     if recipe.after is not None:
         wanted["train"]["init"] = str(runs / recipe.after / str(steps(recipe.after)) / f"{name}_0")
-    elif not model["backbone"].startswith("mit_b0"):
-        wanted["train"]["init"] = None
+    elif wanted["train"]["init"] is not None and (start := STARTS.get(model["backbone"].removesuffix("_ppm"))):
+        wanted["train"]["init"] = str(runs / "camvid_start" / str(steps("camvid_start")) / f"{start}_0")
     return config.from_dict(wanted)
 
 
@@ -170,12 +197,11 @@ def steps(data: str) -> int:
     return config.load(RECIPES[data].base).train.iterations
 
 
-def speed(path: Path, row: Row, source: Any, frames: int) -> dict[str, float]:
+def speed(model: VideoSegmenter, source: Any, frames: int) -> dict[str, float]:
     """Return milliseconds and frames per second over real frames, after a few that are not timed.
 
     As in the scores, a method that looks ahead does so.
     """
-    model = load_model(path, method=row.method, options=row.options)
     video = list(islice(source.read(source.names[0]), frames))
     video = video[: len(video) // model.period * model.period]
     for _ in segment(model, video[: 2 * model.period + 6]):
@@ -186,9 +212,9 @@ def speed(path: Path, row: Row, source: Any, frames: int) -> dict[str, float]:
     return {"ms": 1e3 * spent, "fps": 1 / spent}
 
 
-def scores(path: Path, row: Row, how: EvalConfig) -> dict[str, Any]:
+def scores(model: VideoSegmenter, how: EvalConfig) -> dict[str, Any]:
     """Return the scores of one split, how each was taken, and the IoU of every class."""
-    model, source = load_model(path, method=row.method, options=row.options), open_source(how.source)
+    source = open_source(how.source)
     metrics = standard(source)
     found = evaluate(model, source, metrics, config=how)
     each = dict(zip(source.classes, metrics[0].per_class().tolist(), strict=True))  # type: ignore[attr-defined]
@@ -197,25 +223,32 @@ def scores(path: Path, row: Row, how: EvalConfig) -> dict[str, Any]:
 
 def measure(name: str, arguments: argparse.Namespace) -> None:
     """Do the asked parts for one row and seed, and put what they give into its file."""
-    row, parts, data = ROWS[name], arguments.parts.split(","), arguments.data
-    wanted = experiment(data, row.run, iterations=arguments.iterations, seed=arguments.seed, runs=arguments.runs)
+    row, parts, data, device = ROWS[name], arguments.parts.split(","), arguments.data, arguments.device
+    where = {"accelerator": ACCELERATORS[device], "workers": arguments.workers}
+    wanted = experiment(
+        data, row.run, iterations=arguments.iterations, seed=arguments.seed, runs=arguments.runs, **where
+    )
     place = Path(data, str(wanted.train.iterations))
     run = arguments.runs / place / f"{row.run}_{arguments.seed}"
     if "train" in parts and not (run / "model.safetensors").is_file():
         train(wanted, run, resume=run.is_dir())
+    if not {"score", "speed"} & set(parts):
+        return
+    model = load_model(run, device, method=row.method, options=row.options)
     path = RESULTS / place / f"{name}_{arguments.seed}.json"
     found = json.loads(path.read_text()) if path.is_file() else {}
     found |= {"row": name, "seed": arguments.seed, "trained": row.run, "method": row.method, "options": row.options}
     if "score" in parts:
         splits = arguments.splits.split(",") if arguments.splits else SCORED[data]
-        new = {split: scores(run, row, SCORED[data][split]) for split in splits}
+        new = {split: scores(model, SCORED[data][split]) for split in splits}
         found["scores"] = found.get("scores", {}) | new
-        found["parameters"] = sum(parameter.numel() for parameter in load_model(run, method=row.method).parameters())
+        found["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+        found["gpu"] = torch.cuda.get_device_name() if device == "cuda" else None
     if "speed" in parts:
         source = open_source(next(iter(SCORED[data].values())).source)
-        found["speed"] = speed(run, row, source, arguments.frames)
+        found["speed"] = speed(model, source, arguments.frames)
         size = tuple(next(source.read(source.names[0], [0])).image.shape[1:])
-        setting = replace(Setting(), size=size, classes=len(source.classes), frames=arguments.frames)
+        setting = replace(Setting(), size=size, classes=len(source.classes), frames=arguments.frames, device=device)
         found["machine"] = machine(setting)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=2) + "\n")
@@ -247,7 +280,9 @@ def table(data: str, iterations: int, names: list[str]) -> str:
         ]
         fast = [entry["speed"]["ms"] for entry in entries if "speed" in entry]
         times = [f"{mean(fast):.0f}", f"{1e3 / mean(fast):.1f}"] if fast else ["", ""]
-        lines.append(f"| {' | '.join([name, str(len(entries)), *cells, *(times if is_timed else [])])} |")
+        lines.append(
+            f"| {' | '.join([_title(name, entries), str(len(entries)), *cells, *(times if is_timed else [])])} |"
+        )
     return "\n".join(lines)
 
 
@@ -256,6 +291,15 @@ def _entries(data: str, iterations: int, name: str) -> list[dict[str, Any]]:
     files = sorted((RESULTS / data / str(iterations)).glob(f"{name}_[0-9]*.json"))
     found = [json.loads(file.read_text()) for file in files]
     return [entry for entry in found if "scores" in entry]
+
+
+def _title(name: str, entries: list[dict[str, Any]]) -> str:
+    """Return a row's name, with the GPU that it was trained and scored on, or those of its seeds that were."""
+    cards = [entry["gpu"] for entry in entries if entry.get("gpu")]
+    if not cards:
+        return name
+    share = "" if len(cards) == len(entries) else f"{len(cards)} of {len(entries)} on "
+    return f"{name} ({share}{', '.join(sorted(set(cards)))})"
 
 
 def _cell(values: list[float]) -> str:
@@ -278,6 +322,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--frames", type=int, default=60, help="timed frames")
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"))
+    parser.add_argument("--device", choices=ACCELERATORS, default="cpu", help="what trains, scores and is timed")
+    parser.add_argument("--workers", type=int, default=1, help="processes that prepare clips")
     parser.add_argument("--table", action="store_true", help="only show the table")
     arguments = parser.parse_args()
     names = arguments.rows or GROUPS[arguments.group]

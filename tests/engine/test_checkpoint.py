@@ -230,6 +230,16 @@ def test_backbone_from_a_whole_model(tmp_path):
         assert model.backbone.state_dict()[key].dtype == torch.float32
 
 
+def test_pyramid_pooling_may_be_missing_in_a_backbone(tmp_path):
+    start, model = build("pspnet", backbone="resnet18"), build("pspnet", backbone="resnet18_ppm")
+    pooling = {key: value.clone() for key, value in model.backbone.ppm.state_dict().items()}
+    save_model(tmp_path / "plain.safetensors", start)
+    load_backbone(model, tmp_path / "plain.safetensors")
+    loaded = model.backbone.state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in start.backbone.state_dict().items())
+    assert all(torch.equal(value, loaded[f"ppm.{key}"]) for key, value in pooling.items())
+
+
 def test_backbone_of_another_size_is_refused(tmp_path):
     save_model(tmp_path / "b1.safetensors", build(backbone="mit_b1"))
     with pytest.raises(CheckpointError, match=r"wrongly shaped \(.*patch_embed1\.proj\.weight \[64, 3, 7, 7\]"):

@@ -137,7 +137,7 @@ def load_backbone(model: VideoSegmenter, path: str | Path) -> None:
 
     Raises:
         CheckpointError: as `load_model`; every key of the backbone must be there, but for those that no published
-            file has, which stay as they are.
+            file has, such as pyramid pooling, which stay as they are.
     """
     place = _locate(path)
     if place.suffix == ".safetensors":
@@ -145,7 +145,7 @@ def load_backbone(model: VideoSegmenter, path: str | Path) -> None:
         if METADATA in metadata:
             with in_file(place):
                 state = below(_renewed(model.backbone, state), "backbone.")
-            _fill(model.backbone, state, f"{place}: backbone")
+            _fill(model.backbone, state, f"{place}: backbone", model.backbone.unpublished)
             return
     state = read_backbone(model.backbone, place)
     _fill(model.backbone, state, f"{place}: backbone", model.backbone.unpublished)

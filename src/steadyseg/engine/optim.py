@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
@@ -56,8 +57,7 @@ def build_average(model: VideoSegmenter, decay: float) -> AveragedModel | None:
 
     def move(averages: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
         share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
-        for average, value in zip(averages, values, strict=True):
-            average.lerp_(value, share)
+        torch._foreach_lerp_(averages, values, share)  # one kernel on a GPU, as torch's own averages
 
     return AveragedModel(model, multi_avg_fn=move) if decay else None  # type: ignore[arg-type]
 
