@@ -24,6 +24,9 @@ from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parent / "results"
 CARD = "--device cuda --precision bf16"
+TOGETHER = "--together 8 --json"
+"""Eight measurements are prepared at once; each is timed alone."""
+MEMORY = f"--size 1080x1920 --memory 10000 {CARD} --backend cuda_graphs {TOGETHER}"
 
 
 class Row(NamedTuple):
@@ -39,14 +42,14 @@ class Row(NamedTuple):
 ROWS = {
     "cuda_mit_b1_bf16": Row(
         f"steadyseg benchmark sdcpc segformer --backbone mit_b1 {CARD} --backend compile,cuda_graphs "
-        "--against transformers --json",
-        400,
+        f"--against transformers {TOGETHER}",
+        240,
         "the window method and its baseline",
     ),
     "cuda_keyframes_mit_b1_bf16": Row(
         f"steadyseg benchmark dcfm tfc reuse --backbone mit_b1 --interval 4 {CARD} --backend cuda_graphs "
-        "--against transformers --json",
-        240,
+        f"--against transformers {TOGETHER}",
+        150,
         "methods with key frames",
     ),
     "cuda_kernels": Row(
@@ -54,37 +57,48 @@ ROWS = {
         300,
         "every Triton kernel against its reference, torch.compile and float64",
     ),
+    "cuda_memory_1080p": Row(
+        f"steadyseg benchmark segformer sdcpc dcfm tfc reuse {MEMORY}",
+        400,
+        "memory of a long stream",
+    ),
+    "cuda_memory_1080p_resnet18": Row(
+        f"steadyseg benchmark pspnet msaf --backbone resnet18 {MEMORY}",
+        400,
+        "memory of a long stream, on dilated ResNets",
+    ),
     "cuda_graphs_mit_b1_bf16": Row(
         "python benchmarks/cuda_graphs.py --json", 120, "every graph, kernel by kernel and recorded"
     ),
     "cuda_mit_b1_fp32": Row(
         "steadyseg benchmark sdcpc segformer --backbone mit_b1 --device cuda --backend cuda_graphs "
-        "--against transformers --json",
-        150,
+        f"--against transformers {TOGETHER}",
+        120,
         "the window method in fp32",
     ),
     "cuda_resnet18_bf16": Row(
-        f"steadyseg benchmark pspnet msaf --backbone resnet18 {CARD} --backend cuda_graphs --json",
-        90,
+        f"steadyseg benchmark pspnet msaf --backbone resnet18 {CARD} --backend cuda_graphs {TOGETHER}",
+        80,
         "dilated ResNets",
     ),
     "cuda_streams_sdcpc": Row(
         f"python benchmarks/streams.py {CARD} --streams 1 2 4 8 16 --out FILE", 120, "several videos as one batch"
     ),
     "cuda_mit_b5_bf16": Row(
-        f"steadyseg benchmark segformer sdcpc --backbone mit_b5 {CARD} --backend cuda_graphs --json",
-        120,
+        f"steadyseg benchmark segformer sdcpc --backbone mit_b5 {CARD} --backend cuda_graphs {TOGETHER}",
+        100,
         "large backbones",
     ),
     "cuda_parts_mit_b1_bf16": Row(
-        f"steadyseg benchmark segformer sdcpc dcfm tfc --backbone mit_b1 {CARD} --backend cuda_graphs --parts --json",
-        150,
+        f"steadyseg benchmark segformer sdcpc dcfm tfc --backbone mit_b1 {CARD} --backend cuda_graphs --parts "
+        f"{TOGETHER}",
+        100,
         "parts of a frame",
     ),
     "cuda_sizes": Row(
         f"steadyseg benchmark sdcpc dcfm tfc segformer {CARD} --backend cuda_graphs "
-        "--size 240x427,480x853,720x1280,1080x1920,1440x2560,2160x3840 --json",
-        600,
+        f"--size 240x427,480x853,720x1280,1080x1920,1440x2560,2160x3840 {TOGETHER}",
+        400,
         "cost against frame size",
     ),
 }
@@ -170,7 +184,7 @@ def keep(new: Path, file: Path) -> str:
 
 def count(document: dict[str, Any]) -> int:
     """Count the measurements of a document."""
-    return sum(len(document.get(key, ())) for key in ("results", "comparisons", "rows"))
+    return sum(len(document.get(key, ())) for key in ("results", "comparisons", "rows", "memory"))
 
 
 if __name__ == "__main__":

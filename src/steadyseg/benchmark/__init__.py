@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from steadyseg.benchmark.speed import measure as measure
     from steadyseg.benchmark.speed import measure_and_compare as measure_and_compare
     from steadyseg.benchmark.subject import check as check
+    from steadyseg.benchmark.turns import in_turns as in_turns
 
 _FILES = {
     "growth": ("memory", "memory_of_predict"),
@@ -32,6 +33,7 @@ _FILES = {
     "setting": ("Setting", "about"),
     "speed": ("compare", "measure", "measure_and_compare"),
     "subject": ("check",),
+    "turns": ("in_turns",),
 }
 _HOME = {name: file for file, names in _FILES.items() for name in names}
 

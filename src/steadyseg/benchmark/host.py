@@ -20,21 +20,36 @@ import torch
 from steadyseg.allocator import keep_freed_memory
 from steadyseg.backends import LIBRARIES
 from steadyseg.benchmark.clock import clocked
-from steadyseg.benchmark.process import Process
+from steadyseg.benchmark.process import EndedError, Process, at_once
 from steadyseg.benchmark.setting import Setting, autocast, ended
+from steadyseg.benchmark.turns import Turn
 
 SIDES = {"cpu": 2048, "cuda": 8192}
 """Rows and columns of the matrices whose product gives the peak."""
 
 
-def apart(function: Callable[..., dict[str, Any]], name: str, setting: Setting) -> dict[str, Any]:
+def apart(
+    function: Callable[..., dict[str, Any]], name: str, setting: Setting, turn: Turn | None = None
+) -> dict[str, Any]:
     """Call `measure` or another of this package in a fresh process, which hands out memory as the command line does.
 
+    Args:
+        function: what is called.
+        name: its first input.
+        setting: its second.
+        turn: of this measurement, where others run at the same time.
+
     Raises:
-        EndedError: if the process ends without a result.
+        EndedError: if the process ends without a result, or the memory of its GPU does not suffice.
     """
-    with Process(ended(f"{name}: the process", setting), first=keep_freed_memory) as process:
-        return process(function, name, setting)
+    message = ended(f"{name}: the process", setting)
+    with Process(message, first=keep_freed_memory, permit=turn or at_once) as process:
+        if turn is not None:
+            turn.holds(process)
+        try:
+            return process(function, name, setting)
+        except torch.OutOfMemoryError:
+            raise EndedError(message) from None
 
 
 def machine(setting: Setting, *others: Setting) -> dict[str, Any]:

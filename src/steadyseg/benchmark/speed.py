@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from copy import deepcopy
 from functools import partial
 from itertools import islice
@@ -18,7 +18,7 @@ from torch import Tensor
 from steadyseg.benchmark.clock import clocked, of_periods, quartiles, summary
 from steadyseg.benchmark.host import peak_gflops, peak_memory
 from steadyseg.benchmark.parts import parts
-from steadyseg.benchmark.process import EndedError
+from steadyseg.benchmark.process import EndedError, alone
 from steadyseg.benchmark.reference import TransformersProcess, forgetful
 from steadyseg.benchmark.setting import Round, Setting, about, prepare, rounds, whole_intervals
 from steadyseg.benchmark.subject import attach, build, follow, street
@@ -46,20 +46,24 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
     """
     prepare(setting)
     frames = street(setting)
-    return _alone(name, attach(build(name, setting, frames[0]), setting, frames), frames, setting)
+    return _measured(name, attach(build(name, setting, frames[0]), setting, frames), frames, setting)
 
 
-def _alone(name: str, model: VideoSegmenter, frames: list[Tensor], setting: Setting) -> dict[str, Any]:
+def _measured(name: str, model: VideoSegmenter, frames: list[Tensor], setting: Setting) -> dict[str, Any]:
     """Return what `measure` does, of a model with its backend."""
     run = follow(model, setting)
     count = whole_intervals(model, setting)
     feed = rounds(frames, setting, setting.warmup + count)
-    for frame in islice(feed, setting.warmup):
+    for frame in islice(feed, _rounds_beside_others(setting)):
         run(frame)
-    times = [clocked(run, frame, is_cuda=frame[0].is_cuda)[0] for frame in feed]
-    memory = peak_memory(setting)
+    with alone():
+        for frame in islice(feed, setting.warmup - _rounds_beside_others(setting)):
+            run(frame)
+        times = [clocked(run, frame, is_cuda=frame[0].is_cuda)[0] for frame in feed]
+        memory = peak_memory(setting)
+        apart = {"parts": parts(model, setting, frames)} if setting.parts else {}
+        peak = None if setting.precision == "int8" else peak_gflops(setting)
     timed = summary(times, period=model.period, first=setting.warmup, streams=setting.streams)
-    apart = {"parts": parts(model, setting, frames)} if setting.parts else {}
     recorded = model.takes_whole_steps
     backend, model.backend = model.backend, None  # what is counted is torch's
     with fixed_sizes() if recorded else nullcontext():
@@ -68,7 +72,6 @@ def _alone(name: str, model: VideoSegmenter, frames: list[Tensor], setting: Sett
             for what, forms in costs(model, [frame[None] for frame in frames]).items()
         }
     model.backend = backend
-    peak = None if setting.precision == "int8" else peak_gflops(setting)
     operations = 2 * counted["stream"]["executed"]["full"] * timed["fps"]
     return {
         **about(name, setting),
@@ -81,6 +84,14 @@ def _alone(name: str, model: VideoSegmenter, frames: list[Tensor], setting: Sett
         "peak_gflops": peak,
         "share_of_peak": None if peak is None else operations / (1e9 * peak),
     }
+
+
+def _rounds_beside_others(setting: Setting) -> int:
+    """Return how many rounds of the warm-up may run beside other measurements: the first, in which graphs are made.
+
+    The others come after the wait for the machine, so that clocks and caches are warm.
+    """
+    return setting.warmup // 2
 
 
 def compare(name: str, setting: Setting) -> dict[str, Any]:
@@ -136,7 +147,7 @@ def measure_and_compare(name: str, setting: Setting) -> dict[str, Any]:
     prepare(setting)
     frames = street(setting)
     model = attach(build(name, setting, frames[0]), setting, frames)
-    result = _alone(name, model, frames, setting)
+    result = _measured(name, model, frames, setting)
 
     def compared() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder, TransformersProcess(setting, frames[0], Path(folder)) as apart:
@@ -164,19 +175,23 @@ def _in_turn(
     runs = {"ours": partial(clocked, follow(ours, setting), is_cuda=setting.device == "cuda"), "theirs": theirs}
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
     pixels, differing, gap, period = 0, 0, 0.0, ours.period
-    for index, frame in enumerate(rounds(frames, setting, setting.warmup + whole_intervals(ours, setting))):
-        labels: dict[str, Round] = {}
-        turn = (index + index // period) % 2  # key frames change who begins, too
-        for side in ("ours", "theirs") if turn else ("theirs", "ours"):
-            spent, found = runs[side](frame)
-            labels[side] = [map_.to(frame[0].device) for map_ in found]
-            if index >= setting.warmup:
-                times[side].append(spent)
-        pixels += sum(labels["ours"][stream].numel() for stream in range(setting.streams))
-        wrong = sum(int((a != b).sum()) for a, b in zip(labels["ours"], labels["theirs"], strict=True))
-        differing += wrong
-        if wrong and name == "segformer":
-            gap = max(gap, label_gap(ours, frame, labels))
+    feed = rounds(frames, setting, setting.warmup + whole_intervals(ours, setting))
+    with ExitStack() as turns:
+        for index, frame in enumerate(feed):
+            if index == _rounds_beside_others(setting):
+                turns.enter_context(alone())
+            labels: dict[str, Round] = {}
+            turn = (index + index // period) % 2  # key frames change who begins, too
+            for side in ("ours", "theirs") if turn else ("theirs", "ours"):
+                spent, found = runs[side](frame)
+                labels[side] = [map_.to(frame[0].device) for map_ in found]
+                if index >= setting.warmup:
+                    times[side].append(spent)
+            pixels += sum(labels["ours"][stream].numel() for stream in range(setting.streams))
+            wrong = sum(int((a != b).sum()) for a, b in zip(labels["ours"], labels["theirs"], strict=True))
+            differing += wrong
+            if wrong and name == "segformer":
+                gap = max(gap, label_gap(ours, frame, labels))
     result: dict[str, Any] = {**about(name, setting), "against": setting.against}
     result |= {
         side: summary(spent, period=period, first=setting.warmup, streams=setting.streams)

@@ -43,6 +43,7 @@ def benchmark(
     stages: str | None = None,
     model: str | None = None,
     method: str | None = None,
+    together: int = 1,
     json: bool = False,
 ) -> int:
     """Measure parameters, multiply-adds, latency, throughput and memory, with random weights.
@@ -76,11 +77,14 @@ def benchmark(
         stages: a video; time the stages of predict on it instead, each alone and all at once.
         model: the weights for --stages, as in predict.
         method: the method for --stages, as in predict.
+        together: how many measurements to prepare at once; each is timed while the others wait. The memory must
+            suffice for all.
         json: print one JSON document.
     """
     from steadyseg import benchmark as bench
 
-    _refuse(stages=stages, model=model, method=method, methods=methods, against=against, memory=memory, parts=parts)
+    given = {"stages": stages, "model": model, "method": method, "methods": methods}
+    _refuse(**given, against=against, memory=memory, parts=parts, together=together)
     changes = merged_options(interval, options)
     common: dict[str, Any] = {"device": device_name(device), "frames": memory or frames, "warmup": warmup}
     common |= {"threads": threads, "seed": seed, "options": changes, "classes": classes, "parts": parts}
@@ -99,12 +103,13 @@ def benchmark(
             raise UsageError("benchmark: --stages times one video in one way; give no lists")
         return _video(stages, model, method, settings[0], in_memory=bool(memory), as_json=json)
     report: dict[str, Any] = bench.machine(*settings)
+    report["setting"]["together"] = together
     jobs, report["left_out"] = _jobs(methods, changes, settings, against)
     if memory:
-        report["memory"] = _run(bench.memory, jobs, report)
+        report["memory"] = _run(bench.memory, jobs, report, together)
         console.memory(report, as_json=json)
     else:
-        found = _run(bench.measure_and_compare if against else bench.measure, jobs, report)
+        found = _run(bench.measure_and_compare if against else bench.measure, jobs, report, together)
         report["results"] = [each["result"] for each in found] if against else found
         report["comparisons"] = [each["comparison"] for each in found if each["comparison"]] if against else []
         console.benchmark(report, as_json=json)
@@ -123,6 +128,10 @@ def _refuse(**given: Any) -> None:
         raise UsageError("benchmark: --memory times nothing; leave out --against and --parts")
     if given["memory"] is not None and given["memory"] <= 100:
         raise UsageError(f"benchmark: --memory is {given['memory']}; expected more than 100 frames")
+    if given["together"] < 1:
+        raise UsageError(f"benchmark: --together is {given['together']}; expected at least 1")
+    if given["together"] > 1 and stages:
+        raise UsageError("benchmark: --stages is one measurement; leave out --together")
 
 
 def _split(text: str, option: str, known: tuple[str, ...] = ()) -> list[str]:
@@ -183,29 +192,41 @@ def _left_out(name: str, setting: Setting, why: Exception, *, has_ended: bool) -
     return {**bench.about(name, setting), "why": str(why), "has_ended": has_ended}
 
 
-def _run(function: Callable[..., dict[str, Any]], jobs: list[Job], report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Do the jobs one after the other; one whose process ends is left out, the others go on.
+def _run(
+    function: Callable[..., dict[str, Any]], jobs: list[Job], report: dict[str, Any], together: int
+) -> list[dict[str, Any]]:
+    """Do the jobs, up to so many at once; one whose process ends is left out, the others go on.
 
     Ctrl-C leaves out what is not done yet: what was measured is not lost.
+
+    Returns:
+        The results in the order of the jobs; what is left out is added to the report.
     """
     from steadyseg import benchmark as bench
 
-    results = []
+    outcomes: dict[int, dict[str, Any] | bench.EndedError] = {}
+    reasons: dict[int, Exception] = {}
+
+    def begin(number: int) -> None:
+        name, setting = jobs[number]
+        status.update(f"measuring {name} {setting.backbone}, {number + 1} of {len(jobs)}")
+
+    def end(number: int, outcome: dict[str, Any] | bench.EndedError) -> None:
+        outcomes[number] = outcome
+        why = outcome if isinstance(outcome, bench.EndedError) else outcome.get("why")
+        if why is not None:
+            reasons[number] = bench.EndedError(str(why))
+            console.error(f"warning: left out: {why}")
+
     with console.err.status("measuring") as status:
-        for number, (name, setting) in enumerate(jobs, 1):
-            status.update(f"measuring {name} {setting.backbone}, {number} of {len(jobs)}")
-            try:
-                results.append(bench.apart(function, name, setting))
-                if why := results[-1].get("why"):
-                    raise bench.EndedError(why)
-            except bench.EndedError as exc:
-                console.error(f"warning: left out: {exc}")
-                report["left_out"].append(_left_out(name, setting, exc, has_ended=True))
-            except KeyboardInterrupt:
-                stopped = UsageError(STOPPED)
-                report["left_out"] += [_left_out(*job, stopped, has_ended=True) for job in jobs[number - 1 :]]
-                console.error(f"warning: stopped; {len(results)} of {len(jobs)} were measured")
-                break
+        try:
+            bench.in_turns(partial(bench.apart, function), jobs, together=together, begin=begin, end=end)
+        except KeyboardInterrupt:
+            reasons |= {number: UsageError(STOPPED) for number in range(len(jobs)) if number not in outcomes}
+    results = [outcome for _, outcome in sorted(outcomes.items()) if not isinstance(outcome, bench.EndedError)]
+    report["left_out"] += [_left_out(*jobs[number], reasons[number], has_ended=True) for number in sorted(reasons)]
+    if len(outcomes) < len(jobs):
+        console.error(f"warning: stopped; {len(results)} of {len(jobs)} were measured")
     return results
 
 
