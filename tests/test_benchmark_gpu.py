@@ -88,9 +88,10 @@ def test_files_of_commands_that_write_one(gpu: ModuleType, tmp_path: Path) -> No
     assert (tmp_path / "row.json").read_text() == "{}"
 
 
-def test_less_than_before_is_not_kept(gpu: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "row.json").write_text(json.dumps({"results": [1, 2], "left_out": [{"has_ended": True}]}))
-    gpu.ROWS = {"row": gpu.Row(python("print('{\"results\": [3]}')"), 60, "")}
+@pytest.mark.parametrize("key", ["results", "memory"])
+def test_less_than_before_is_not_kept(gpu: ModuleType, tmp_path: Path, key: str) -> None:
+    (tmp_path / "row.json").write_text(json.dumps({key: [1, 2], "left_out": [{"has_ended": True}]}))
+    gpu.ROWS = {"row": gpu.Row(python(f"print('{{\"{key}\": [3]}}')"), 60, "")}
     assert gpu.measure("row", 60) == "measured less than before, which is kept"
-    assert json.loads((tmp_path / "row.json").read_text())["results"] == [1, 2]
+    assert json.loads((tmp_path / "row.json").read_text())[key] == [1, 2]
     assert len(list(tmp_path.iterdir())) == 1

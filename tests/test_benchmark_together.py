@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from steadyseg import benchmark, cli
-from steadyseg.benchmark import host, speed
+from steadyseg.benchmark import host, speed, turns
 from steadyseg.benchmark.process import Process, Wish, alone
 from steadyseg.benchmark.turns import StoppedError, Turn, Turns
 
@@ -46,36 +46,36 @@ def ended(thread: threading.Thread) -> None:
 
 
 def test_one_is_alone_while_the_others_stand_still() -> None:
-    turns = Turns()
-    first, second, third = (Turn(turns) for _ in range(3))
+    every = Turns()
+    first, second, third = (Turn(every) for _ in range(3))
     first(Wish.ON)
     second(Wish.ON)
-    assert turns._working == {first, second}
+    assert every._working == {first, second}
     first_alone = ask(first, Wish.ALONE)
-    assert turns._working == {second}
+    assert every._working == {second}
     third_on = ask(third, Wish.ON)
-    assert turns._working == {second}, "a newcomer waits for who waits to be alone"
+    assert every._working == {second}, "a newcomer waits for who waits to be alone"
     second_alone = ask(second, Wish.ALONE)
-    assert turns._working == {first}, "it asked first"
+    assert every._working == {first}, "it asked first"
     ended(first_alone)
     first_on = ask(first, Wish.ON)
-    assert turns._working == {second}, "who waits to be alone is before who waits to go on"
+    assert every._working == {second}, "who waits to be alone is before who waits to go on"
     ended(second_alone)
-    turns.leave(second)
-    assert turns._working == {first, third}
+    every.leave(second)
+    assert every._working == {first, third}
     ended(first_on)
     ended(third_on)
 
 
 def test_whoever_leaves_is_waited_for_no_more() -> None:
-    turns = Turns()
-    first, second, third = (Turn(turns) for _ in range(3))
+    every = Turns()
+    first, second, third = (Turn(every) for _ in range(3))
     with pytest.raises(ZeroDivisionError), first:
         thread = ask(second, Wish.ALONE)
-        assert turns._working == {first}
+        assert every._working == {first}
         raise ZeroDivisionError
     ended(thread)
-    assert turns._working == {second}
+    assert every._working == {second}
     stopped = threading.Event()
 
     def wait() -> None:
@@ -84,7 +84,7 @@ def test_whoever_leaves_is_waited_for_no_more() -> None:
         stopped.set()
 
     threading.Thread(target=wait, daemon=True).start()
-    turns.stop()
+    every.stop()
     assert stopped.wait(60)
     with pytest.raises(StoppedError):
         second(Wish.ON)
@@ -137,20 +137,25 @@ def test_an_error_ends_all_jobs() -> None:
         )
 
 
-def test_no_more_than_so_many_at_once() -> None:
-    begun, most = set[int](), []
-    barrier = threading.Barrier(3)
+def test_no_more_than_so_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, handed_in, done = threading.active_count(), threading.Event(), []
 
-    def end(number: int, outcome: Any) -> None:
-        most.append(len(begun))
-        begun.remove(number)
+    def wait(*inputs: Any, **options: Any) -> Any:
+        done.append(threading.active_count() - before)
+        handed_in.set()
+        return wait_for_all(*inputs, **options)
 
-    def work(number: int, turn: Turn) -> None:
-        barrier.wait(60)  # three are there
-
+    wait_for_all = turns.wait
+    monkeypatch.setattr(turns, "wait", wait)
     jobs = [(number,) for number in range(9)]
-    benchmark.in_turns(work, jobs, together=3, begin=begun.add, end=end)
-    assert len(most) == 9 and max(most) == 3
+    benchmark.in_turns(
+        lambda number, turn: handed_in.wait(60),
+        jobs,
+        together=3,
+        begin=lambda number: None,
+        end=lambda number, _: done.append(number),
+    )
+    assert done[0] == 3 and sorted(done[1:]) == list(range(9))
 
 
 # ---- what is timed alone -----------------------------------------------------------------------------------------
@@ -239,17 +244,19 @@ def test_results_are_in_the_order_of_the_jobs(
 
     def apart(function: Any, name: str, setting: benchmark.Setting, turn: Turn) -> dict[str, Any]:
         if name == "tfc":
-            last.set()
             raise benchmark.EndedError("tfc: the process ended")
-        assert last.wait(60)
+        if name == "dcfm":
+            last.set()
+        if name == "segformer":
+            assert last.wait(60)  # then reuse has ended
         return benchmark.about(name, setting)
 
     monkeypatch.setattr(benchmark, "apart", apart)
-    words = ["benchmark", "segformer", "tfc", "reuse", "--memory", "200", *WORDS, "--together", "2"]
+    words = ["benchmark", "segformer", "tfc", "reuse", "dcfm", "--memory", "200", *WORDS, "--together", "2"]
     assert cli.main(words) == 1
     captured = capsys.readouterr()
     report = json.loads(captured.out)
-    assert [entry["method"] for entry in report["memory"]] == ["segformer", "reuse"]
+    assert [entry["method"] for entry in report["memory"]] == ["segformer", "reuse", "dcfm"]
     assert [(entry["method"], entry["why"]) for entry in report["left_out"]] == [("tfc", "tfc: the process ended")]
     assert "left out: tfc: the process ended" in captured.err
 
