@@ -6,18 +6,19 @@
     python benchmarks/compare.py camvid_noise --group ablation --iterations 300
     python benchmarks/compare.py camvid_start segformer_b1 fcn --parts train
                                                             what rows on MiT-B1 and ResNet-18 start from
+    python benchmarks/compare.py camvid_gpu sdcpc_b1 --device cuda --workers 3
     python benchmarks/compare.py camvid --table             the table of all rows so far
 
 All rows of a recipe have its data, its augmentation and its training: the same number of steps and of
 target frames, crops, optimiser groups, and initial backbone. CamVid's recipe has two parts: `camvid_first` is the
 config segformer_mit_b0_camvid_first; `camvid`, segformer_mit_b0_camvid, goes on from the first part's run of seed 0 and
-adds noise to the frames. `camvid_noise` is the first part with that noise, and SD-CPC's labels, from its beginning.
-On DAVIS only the data differ from the first part. Rows on MiT-B0 start from the weights segformer_mit_b0_camvid_start;
-those on other backbones from runs of `camvid_start`, which trains the same way: SegFormer-B1, and for ResNet-18 a plain
-FCN. TFC's clips have four labelled frames, SD-CPC's in `camvid` and `camvid_noise` three, the others'
-one. Rows that need no training of their own run SegFormer's weights. DCFM looks ahead, but for the row "online". Scores
-"alone" take every frame as a video of its own, as the frames of CamVid's test are a second apart. Speed is that on the
-first validation video, fp32, frame tensor to labels of its size.
+adds noise to the frames. `camvid_noise` is the first part with that noise, and SD-CPC's labels, from its beginning;
+`camvid_gpu` is the same with eight clips a step. On DAVIS only the data differ from the first part. Rows on MiT-B0
+start from the weights segformer_mit_b0_camvid_start; those on other backbones from runs of `camvid_start`, which sees
+as many frames, in fewer steps: SegFormer-B1, and for ResNet-18 a plain FCN. TFC's clips have four labelled frames,
+SD-CPC's three but in `camvid_first`, the others' one. Rows that need no training of their own run SegFormer's weights.
+DCFM looks ahead, but for the row "online". Scores "alone" take every frame as a video of its own, as the frames of
+CamVid's test are a second apart. Speed is that on the first validation video, fp32, frame tensor to labels of its size.
 What comes out is one file a row and seed in results/compare/DATA/ITERATIONS/.
 """
 
@@ -138,10 +139,15 @@ class Recipe(NamedTuple):
 
 OLDER_LABELS = {"sdcpc": {"aux_ref_ce": 0.5}}
 RECIPES = {
-    "camvid_start": Recipe(START, {"train": {"eval_every": 0}}),
+    "camvid_start": Recipe(START, {"train": {"iterations": 2000, "batch_size": 16, "warmup": 200, "eval_every": 0}}),
     "camvid": Recipe(SECOND, after="camvid_first", model=OLDER_LABELS),
     "camvid_first": Recipe(FIRST),
     "camvid_noise": Recipe(FIRST, {"data": {"augment": {"noise": 12.0}}}, model=OLDER_LABELS),
+    "camvid_gpu": Recipe(
+        FIRST,
+        {"data": {"augment": {"noise": 12.0}}, "train": {"iterations": 2000, "batch_size": 8}},
+        model=OLDER_LABELS,
+    ),
     "davis": Recipe(
         FIRST,
         {
@@ -183,8 +189,8 @@ def experiment(
     wanted = {**base, **changed, "method": method, "model": recipe.model.get(method, {}) | model, "reproduces": ""}
     wanted["train"] = {**wanted["train"], "seed": seed, **training}
     if iterations is not None:
-        shorter = iterations / base["train"]["iterations"]
-        wanted["train"] |= {"iterations": iterations, "warmup": round(shorter * base["train"]["warmup"])}
+        shorter = iterations / wanted["train"]["iterations"]
+        wanted["train"] |= {"iterations": iterations, "warmup": round(shorter * wanted["train"]["warmup"])}
     if recipe.after is not None:
         wanted["train"]["init"] = str(runs / recipe.after / str(steps(recipe.after)) / f"{name}_0")
     elif wanted["train"]["init"] is not None and (start := STARTS.get(model["backbone"].removesuffix("_ppm"))):
@@ -194,7 +200,9 @@ def experiment(
 
 def steps(data: str) -> int:
     """Return the number of steps of a recipe."""
-    return config.load(RECIPES[data].base).train.iterations
+    recipe = RECIPES[data]
+    changed: int | None = recipe.change.get("train", {}).get("iterations")
+    return changed or config.load(recipe.base).train.iterations
 
 
 def speed(model: VideoSegmenter, source: Any, frames: int) -> dict[str, float]:

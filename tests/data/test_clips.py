@@ -1,4 +1,5 @@
 import gc
+import pickle
 from collections.abc import Iterator, Sequence
 
 import av
@@ -16,6 +17,7 @@ from steadyseg.data.clips import (
     start_worker,
     training_clips,
 )
+from steadyseg.data.kept import KeptFrames
 from steadyseg.data.sampling import Sampler, at_offsets, still
 from steadyseg.data.source import VideoSource
 from steadyseg.types import IGNORE, Clip, ConfigError, DataError, Frame
@@ -153,6 +155,38 @@ def test_cache_changes_nothing_but_the_number_of_reads() -> None:
     for i in range(3 * len(without)):
         assert equal(without[i], within[i])
     assert len(cached.reads) == len(set(cached.reads)) == 19 < len(plain.reads)
+
+
+def test_frames_read_for_class_weights_are_not_read_again() -> None:
+    source = TinySource(every=1)
+    dataset = ClipDataset(source, PAST, RECIPE, cache_mb=1)
+    weights = median_frequency_weights([dataset.source])
+    assert torch.equal(weights, median_frequency_weights([TinySource(every=1)]))
+    assert len(source.reads) == 19
+    without = ClipDataset(TinySource(every=1), PAST, RECIPE)
+    assert all(equal(without[i], dataset[i]) for i in range(19))
+    assert len(source.reads) == 19
+
+
+def test_kept_frames_come_in_the_order_asked_for() -> None:
+    source = TinySource(every=1)
+    kept = KeptFrames(source, 1)
+    assert [frame.index for frame in kept.read("a", [3, 3, 1])] == [3, 3, 1]
+    source.reads.clear()
+    found = list(kept.read("a", [5, 3, 5, 1, 0]))
+    assert [frame.index for frame in found] == [int(frame.image[2, 0, 0]) for frame in found] == [5, 3, 5, 1, 0]
+    assert source.reads == [("a", 5), ("a", 5), ("a", 0)]
+    assert len(list(kept.read("a"))) == 12 and kept.length("b") == 7 and kept.rate == source.rate
+
+
+def test_a_pickled_copy_begins_without_frames() -> None:
+    kept = KeptFrames(TinySource(size=(100, 100)), 1)
+    empty = len(pickle.dumps(kept))
+    list(kept.read("a"))
+    assert len(pickle.dumps(kept)) < empty + 1000  # the list of reads
+    copy = pickle.loads(pickle.dumps(kept))
+    assert len(list(copy.read("b"))) == len(list(copy.read("b"))) == 7
+    assert copy._source.reads[12:] == [("b", number) for number in range(7)]
 
 
 def test_cache_is_bounded() -> None:

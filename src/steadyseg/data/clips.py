@@ -15,9 +15,10 @@ from torch.utils.data import Dataset
 
 from steadyseg.data import SourceConfig, open_source
 from steadyseg.data.augment import Augment, AugmentConfig, build_augment
+from steadyseg.data.kept import KeptFrames
 from steadyseg.data.sampling import Sampler, at_offsets, still
 from steadyseg.data.source import VideoSource
-from steadyseg.types import IGNORE, Clip, ConfigError, DataError, Frame
+from steadyseg.types import IGNORE, Clip, ConfigError, DataError
 
 SLOWEST = 10.0
 """Frames per second below which neighbours differ by more than motion."""
@@ -39,7 +40,8 @@ class DataConfig:
     reverse: float = 0.5
     """Probability that a clip of several frames plays backwards."""
     cache_mb: int = 1024
-    """Decoded frames that each process (each worker) keeps in memory, in MiB; 0 for none."""
+    """Decoded frames that each process (each worker) keeps in memory, in MiB; 0 for none. Those read for class weights
+    are in memory once for all workers, where these are forked."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.reverse <= 1:
@@ -82,8 +84,7 @@ class ClipDataset(Dataset[Clip]):
     """Clips of one source; item i >= 0 of an endless stream, the same for any number of workers.
 
     Each epoch of ``len`` items takes every labelled frame as the target once, in an order of its own. Frames without
-    ground truth have labels IGNORE. The cache keeps the first frames read and never replaces them: as every frame
-    comes once an epoch, replacing the oldest would drop each frame just before it is needed again.
+    ground truth have labels IGNORE. `source` keeps frames in memory, see `KeptFrames`.
     """
 
     def __init__(
@@ -101,14 +102,13 @@ class ClipDataset(Dataset[Clip]):
         Raises:
             DataError: if the source has no labelled frame.
         """
-        self.source, self.sample, self.augment, self.seed = source, sample, augment, seed
+        self.source = KeptFrames(source, cache_mb)
+        self.sample, self.augment, self.seed = sample, augment, seed
         self._labelled = [source.labelled(name) for name in source.names]
         self._ends = np.cumsum([len(frames) for frames in self._labelled])  # [videos]
         if not len(self):
             raise DataError(f"{type(source).__name__} has no labelled frame to train on; expected at least one")
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
-        self._kept: dict[tuple[str, int], Frame] = {}
-        self._free = cache_mb * 2**20
 
     def __len__(self) -> int:
         """Return the number of clips of an epoch."""
@@ -133,14 +133,8 @@ class ClipDataset(Dataset[Clip]):
 
     def _read(self, name: str, numbers: Sequence[int]) -> Clip:
         """Read each of the frames once, in rising order, and arrange them."""
-        frames = {number: self._kept[name, number] for number in numbers if (name, number) in self._kept}
-        missing = sorted(set(numbers) - set(frames))
-        for number, frame in zip(missing, self.source.read(name, missing) if missing else (), strict=True):
-            frames[number] = frame
-            bytes_ = frame.image.nbytes + (frame.labels.nbytes if frame.labels is not None else 0)
-            if bytes_ <= self._free:
-                self._kept[name, number] = frame
-                self._free -= bytes_
+        wanted = sorted(set(numbers))
+        frames = dict(zip(wanted, self.source.read(name, wanted), strict=True))
         clip = [frames[number] for number in numbers]
         sizes = {tuple(x.shape[-2:]) for frame in clip for x in (frame.image, frame.labels) if x is not None}
         if len(sizes) > 1:

@@ -48,7 +48,9 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
 
 
-def save_model(path: Path, model: VideoSegmenter, source: VideoSource | None = None, *, half: bool = False) -> None:
+def save_model(
+    path: str | Path, model: VideoSegmenter, source: VideoSource | None = None, *, half: bool = False
+) -> None:
     """Write weights, method, Config, classes and palette to one safetensors file, whole or not at all.
 
     Args:
@@ -77,6 +79,7 @@ def save_model(path: Path, model: VideoSegmenter, source: VideoSource | None = N
             state[name] = state[name].half()
             if not state[name].isfinite().all():
                 raise CheckpointError(f"{name} does not fit into float16; save with half=False")
+    path = Path(path)
     partial = path.with_name(f"{path.name}.part")
     try:
         partial.write_bytes(save(state, metadata={METADATA: json.dumps(about)}))  # with the user's own permissions

@@ -14,7 +14,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
@@ -100,7 +100,7 @@ def train(experiment: Experiment, out: Path, *, resume: bool = False) -> Path:
     run = _Run(experiment, fabric, model, optimizer, build_average(model, config.ema))
     run.restore(out / CHECKPOINT)
     if run.step == 0:
-        _weigh_classes(model, sources, config)
+        _weigh_classes(model, [part.source for part in dataset.parts], config)
     model.train()
 
     logger = TensorBoardLogger(out, name=LOG, version="", purge_step=run.step + 1) if fabric.is_global_zero else None
@@ -267,7 +267,7 @@ def _build(experiment: Experiment, source: VideoSource, fabric: Fabric) -> Video
     return model
 
 
-def _weigh_classes(model: VideoSegmenter, sources: list[VideoSource], config: TrainConfig) -> None:
+def _weigh_classes(model: VideoSegmenter, sources: Sequence[VideoSource], config: TrainConfig) -> None:
     """Set the model's class weights as the config says."""
     if config.class_weights != "none":
         weights = median_frequency_weights(sources)
