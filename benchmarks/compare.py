@@ -13,12 +13,13 @@ All rows of a recipe have its data, its augmentation and its training: the same 
 target frames, crops, optimiser groups, and initial backbone. CamVid's recipe has two parts: `camvid_first` is the
 config segformer_mit_b0_camvid_first; `camvid`, segformer_mit_b0_camvid, goes on from the first part's run of seed 0 and
 adds noise to the frames. `camvid_noise` is the first part with that noise, and SD-CPC's labels, from its beginning;
-`camvid_gpu` is the same with eight clips a step. On DAVIS only the data differ from the first part. Rows on MiT-B0
+`camvid_gpu` is that with 2000 steps of eight clips. On DAVIS only the data differ from the first part. Rows on MiT-B0
 start from the weights segformer_mit_b0_camvid_start; those on other backbones from runs of `camvid_start`, which sees
 as many frames, in fewer steps: SegFormer-B1, and for ResNet-18 a plain FCN. TFC's clips have four labelled frames,
-SD-CPC's three but in `camvid_first`, the others' one. Rows that need no training of their own run SegFormer's weights.
-DCFM looks ahead, but for the row "online". Scores "alone" take every frame as a video of its own, as the frames of
-CamVid's test are a second apart. Speed is that on the first validation video, fp32, frame tensor to labels of its size.
+SD-CPC's three in `camvid`, `camvid_noise` and `camvid_gpu`, the others' one. Rows that need no training of their own
+run SegFormer's weights. DCFM looks ahead, but for the row "online". Scores "alone" take every frame as a video of its
+own, as the frames of CamVid's test are a second apart. Speed is that on the first validation video, fp32, frame tensor
+to labels of its size.
 What comes out is one file a row and seed in results/compare/DATA/ITERATIONS/.
 """
 
@@ -43,12 +44,14 @@ from steadyseg.data import SourceConfig, open_source
 from steadyseg.engine.checkpoint import load_model
 from steadyseg.engine.evaluate import evaluate
 from steadyseg.engine.stream import segment
-from steadyseg.engine.train import train
+from steadyseg.engine.train import MODEL, train
 from steadyseg.metrics import standard
 from steadyseg.models.base import VideoSegmenter
 
 RESULTS = Path(__file__).parent / "results" / "compare"
 START, FIRST, SECOND = (f"segformer_mit_b0_camvid{part}" for part in ("_start", "_first", ""))
+MACHINE = "machine.json"
+"""In a run's folder: what trained it, when, and with which versions."""
 METRICS = ("mIoU", "wIoU", "mVC8", "mVC16", "TC")
 
 
@@ -81,6 +84,7 @@ ABLATION: dict[str, tuple[str, dict[str, Any]]] = {
     "sdcpc_target_labels": sdcpc(aux_ref_ce=0.0),
     "sdcpc_no_dssa_target_labels": sdcpc(dssa={"stages": []}, aux_ref_ce=0.0),
 }
+"""What is trained for the ablation, beside what it is compared with: method and model section."""
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "segformer": ("segformer", {"backbone": "mit_b0"}),
     "sdcpc": sdcpc(),
@@ -95,7 +99,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "msaf": ("msaf", {"backbone": "resnet18"}),
     **ABLATION,
 }
-"""What is trained: method and model section."""
+"""All that is trained."""
 STARTS = {"mit_b1": "segformer_b1", "resnet18": "fcn"}
 """The run of `camvid_start` whose backbone starts the others, by backbone."""
 ROWS = {
@@ -118,10 +122,14 @@ ROWS = {
     "msaf": Row("msaf"),
     **{name: Row(name) for name in ABLATION},
 }
+OTHERS = [name for name, row in ROWS.items() if RUNS[row.run][1]["backbone"] != "mit_b0"]
 GROUPS = {
-    "methods": [name for name in ROWS if name not in ABLATION],
+    "methods": [name for name in ROWS if name not in {*ABLATION, *OTHERS}],
+    "others": OTHERS,
     "ablation": ["segformer", "sdcpc", *ABLATION],
+    "all": list(ROWS),
 }
+"""Rows that one command makes; "others" are on other backbones than MiT-B0."""
 
 
 class Recipe(NamedTuple):
@@ -179,7 +187,7 @@ def experiment(
 ) -> config.Experiment:
     """Return what trains `name`; None takes the recipe's number of steps. `runs` holds the runs of all recipes.
 
-    `training` are options of the train section on which no result depends.
+    `training` are further options of the train section.
     """
     recipe, (method, model) = RECIPES[data], RUNS[name]
     base = config.to_dict(config.load(recipe.base))
@@ -205,6 +213,15 @@ def steps(data: str) -> int:
     return changed or config.load(recipe.base).train.iterations
 
 
+def start_of(wanted: config.Experiment, runs: Path) -> str | None:
+    """Return the run that an experiment starts from and that is not there, and what makes it; None if all is there."""
+    init = wanted.train.init
+    if init is None or not Path(init).is_relative_to(runs) or (Path(init) / MODEL).is_file():
+        return None
+    recipe, _, name = Path(init).parts[-3:]
+    return f"{init} is not there; first run: python benchmarks/compare.py {recipe} {name[:-2]} --parts train"
+
+
 def speed(model: VideoSegmenter, source: Any, frames: int) -> dict[str, float]:
     """Return milliseconds and frames per second over real frames, after a few that are not timed.
 
@@ -221,25 +238,25 @@ def speed(model: VideoSegmenter, source: Any, frames: int) -> dict[str, float]:
 
 
 def scores(model: VideoSegmenter, how: EvalConfig) -> dict[str, Any]:
-    """Return the scores of one split, how each was taken, and the IoU of every class."""
+    """Return the scores of one split, how and on which GPU, if any, each was taken, and the IoU of every class."""
     source = open_source(how.source)
     metrics = standard(source)
     found = evaluate(model, source, metrics, config=how)
     each = dict(zip(source.classes, metrics[0].per_class().tolist(), strict=True))  # type: ignore[attr-defined]
-    return {**found, "protocols": [metric.protocol for metric in metrics], "IoU": each}
+    gpu = torch.cuda.get_device_name() if model.class_weights.is_cuda else None
+    return {**found, "protocols": [metric.protocol for metric in metrics], "gpu": gpu, "IoU": each}
 
 
 def measure(name: str, arguments: argparse.Namespace) -> None:
     """Do the asked parts for one row and seed, and put what they give into its file."""
     row, parts, data, device = ROWS[name], arguments.parts.split(","), arguments.data, arguments.device
-    where = {"accelerator": ACCELERATORS[device], "workers": arguments.workers}
-    wanted = experiment(
-        data, row.run, iterations=arguments.iterations, seed=arguments.seed, runs=arguments.runs, **where
-    )
+    wanted = wanted_of(name, arguments)
     place = Path(data, str(wanted.train.iterations))
-    run = arguments.runs / place / f"{row.run}_{arguments.seed}"
-    if "train" in parts and not (run / "model.safetensors").is_file():
+    run = folder_of(name, arguments)
+    if "train" in parts and not (run / MODEL).is_file():
         train(wanted, run, resume=run.is_dir())
+        known = {key: value for key, value in machine(Setting(device=device)).items() if key != "setting"}
+        (run / MACHINE).write_text(json.dumps(known, indent=2) + "\n")
     if not {"score", "speed"} & set(parts):
         return
     model = load_model(run, device, method=row.method, options=row.options)
@@ -251,7 +268,7 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
         new = {split: scores(model, SCORED[data][split]) for split in splits}
         found["scores"] = found.get("scores", {}) | new
         found["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-        found["gpu"] = torch.cuda.get_device_name() if device == "cuda" else None
+        found["trained_on"] = json.loads((run / MACHINE).read_text()) if (run / MACHINE).is_file() else None
     if "speed" in parts:
         source = open_source(next(iter(SCORED[data].values())).source)
         found["speed"] = speed(model, source, arguments.frames)
@@ -260,6 +277,19 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
         found["machine"] = machine(setting)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def wanted_of(name: str, arguments: argparse.Namespace) -> config.Experiment:
+    """Return what trains a row, as the command line says."""
+    where = {"accelerator": ACCELERATORS[arguments.device], "workers": arguments.workers}
+    run, iterations, seed = ROWS[name].run, arguments.iterations, arguments.seed
+    return experiment(arguments.data, run, iterations=iterations, seed=seed, runs=arguments.runs, **where)
+
+
+def folder_of(name: str, arguments: argparse.Namespace) -> Path:
+    """Return the folder of a row's run."""
+    iterations = arguments.iterations or steps(arguments.data)
+    return Path(arguments.runs, arguments.data, str(iterations), f"{ROWS[name].run}_{arguments.seed}")
 
 
 def table(data: str, iterations: int, names: list[str]) -> str:
@@ -302,8 +332,9 @@ def _entries(data: str, iterations: int, name: str) -> list[dict[str, Any]]:
 
 
 def _title(name: str, entries: list[dict[str, Any]]) -> str:
-    """Return a row's name, with the GPU that it was trained and scored on, or those of its seeds that were."""
-    cards = [entry["gpu"] for entry in entries if entry.get("gpu")]
+    """Return a row's name, and the GPUs that trained it; where some of its seeds were trained on a CPU, how many."""
+    cards = [entry["trained_on"]["machine"]["gpu"] for entry in entries if entry.get("trained_on")]
+    cards = [card for card in cards if card]
     if not cards:
         return name
     share = "" if len(cards) == len(entries) else f"{len(cards)} of {len(entries)} on "
@@ -338,6 +369,10 @@ def main() -> None:
     if unknown := set(filter(None, (arguments.splits or "").split(","))) - SCORED[arguments.data].keys():
         parser.error(f"--splits has {sorted(unknown)}; expected some of {', '.join(SCORED[arguments.data])}")
     if not arguments.table:
+        new = [name for name in names if not (folder_of(name, arguments) / MODEL).is_file()]
+        new = new if "train" in arguments.parts.split(",") else []
+        if missing := list(filter(None, (start_of(wanted_of(name, arguments), arguments.runs) for name in new))):
+            parser.error(missing[0])
         for name in names:
             measure(name, arguments)
     iterations = arguments.iterations or steps(arguments.data)

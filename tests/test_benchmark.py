@@ -476,11 +476,12 @@ def test_ctrl_c_reports_what_was_measured(monkeypatch: pytest.MonkeyPatch, capsy
     assert [entry["method"] for entry in report["left_out"]] == ["sdcpc", "tfc"]
 
 
-def test_a_result_outlives_its_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [benchmark.EndedError, torch.OutOfMemoryError])
+def test_a_result_outlives_its_comparison(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
 
     def end(*_: Any) -> None:
-        raise benchmark.EndedError("gone")
+        raise kind("gone")
 
     monkeypatch.setattr(speed, "_in_turn", end)
     both = benchmark.measure_and_compare("sdcpc", TINY)

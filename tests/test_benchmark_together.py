@@ -315,6 +315,17 @@ def run_out_of_memory(name: str, setting: benchmark.Setting) -> dict[str, Any]:
 def test_a_full_gpu_leaves_out_one_measurement() -> None:
     with pytest.raises(benchmark.EndedError, match=r"segformer: the process ended .* as when memory runs out"):
         benchmark.apart(run_out_of_memory, "segformer", TINY)
+    with pytest.raises(benchmark.EndedError, match="or a smaller --together"), Turn(Turns()) as turn:
+        benchmark.apart(run_out_of_memory, "segformer", TINY, turn=turn)
+
+
+def fail_in_a_driver(name: str, setting: benchmark.Setting) -> dict[str, Any]:
+    raise RuntimeError("CUDA error:\nno handle")
+
+
+def test_what_fails_in_torch_leaves_out_one_measurement() -> None:
+    with pytest.raises(benchmark.EndedError, match="segformer failed: CUDA error: no handle"):
+        benchmark.apart(fail_in_a_driver, "segformer", TINY)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -19,15 +20,60 @@ def test_every_marked_table_is_there() -> None:
     assert len(TABLES) == PAGE.count("<!-- python") > 0
 
 
+@pytest.fixture(scope="module")
+def compare() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("compare", ROOT / "benchmarks" / "compare.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize(("words", "shown"), TABLES, ids=[words for words, _ in TABLES])
 def test_tables_are_those_of_the_result_files(
-    words: str, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: str, shown: str, compare: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = ROOT / "benchmarks" / "compare.py"
-    spec = importlib.util.spec_from_file_location("compare", path)
-    assert spec is not None and spec.loader is not None
-    compare = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(compare)
-    monkeypatch.setattr(sys, "argv", [str(path), *shlex.split(words)])
+    monkeypatch.setattr(sys, "argv", ["compare.py", *shlex.split(words)])
     compare.main()
     assert capsys.readouterr().out.strip() == shown.strip()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "row", "iterations", "batch", "init"),
+    [
+        ("camvid_first", "sdcpc", 1500, 4, "segformer_mit_b0_camvid_start"),
+        ("camvid", "sdcpc", 750, 4, "runs/camvid_first/1500/sdcpc_0"),
+        ("camvid_start", "fcn", 2000, 16, None),
+        ("camvid_gpu", "sdcpc_b1", 2000, 8, "runs/camvid_start/2000/segformer_b1_0"),
+        ("camvid_gpu", "pspnet", 2000, 8, "runs/camvid_start/2000/fcn_0"),
+    ],
+)
+def test_what_is_trained(
+    compare: ModuleType, recipe: str, row: str, iterations: int, batch: int, init: str | None
+) -> None:
+    wanted = compare.experiment(recipe, row, iterations=None, seed=3, runs=Path("runs")).train
+    assert (wanted.iterations, wanted.batch_size, wanted.init, wanted.seed) == (iterations, batch, init, 3)
+    shorter = compare.experiment(recipe, row, iterations=iterations // 10, seed=3, runs=Path("runs"), workers=5).train
+    assert (shorter.iterations, shorter.warmup, shorter.workers) == (iterations // 10, wanted.warmup // 10, 5)
+    assert compare.steps(recipe) == iterations
+
+
+def test_a_start_that_is_not_there_is_named_before_the_work(
+    compare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["camvid_gpu", "segformer", "msaf", "--runs", str(tmp_path), "--parts", "train"]
+    monkeypatch.setattr(sys, "argv", ["compare.py", *words])
+    with pytest.raises(SystemExit):
+        compare.main()
+    assert "first run: python benchmarks/compare.py camvid_start fcn --parts train" in capsys.readouterr().err
+    wanted = compare.experiment("camvid_gpu", "msaf", iterations=None, seed=0, runs=tmp_path)
+    Path(wanted.train.init).mkdir(parents=True)
+    Path(wanted.train.init, "model.safetensors").touch()
+    assert compare.start_of(wanted, tmp_path) is None
+
+
+def test_rows_say_which_seeds_a_gpu_trained(compare: ModuleType) -> None:
+    gpu, cpu = ({"trained_on": {"machine": {"gpu": name}}} for name in ("Card", None))
+    assert compare._title("row", [gpu, gpu]) == "row (Card)"
+    assert compare._title("row", [gpu, cpu, {}]) == "row (1 of 3 on Card)"
+    assert compare._title("row", [cpu, {}]) == "row"

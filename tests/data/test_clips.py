@@ -179,6 +179,23 @@ def test_kept_frames_come_in_the_order_asked_for() -> None:
     assert len(list(kept.read("a"))) == 12 and kept.length("b") == 7 and kept.rate == source.rate
 
 
+class TooMany(TinySource):
+    def read(self, name: str, frames: Sequence[int] | None = None) -> Iterator[Frame]:
+        yield from super().read(name, [*(frames or ()), 0])
+
+
+class TooFew(TinySource):
+    def read(self, name: str, frames: Sequence[int] | None = None) -> Iterator[Frame]:
+        yield from super().read(name, list(frames or ())[:-1])
+
+
+def test_a_source_gives_as_many_frames_as_were_asked_for() -> None:
+    with pytest.raises(DataError, match="video a: more than the 2 frames"):
+        list(KeptFrames(TooMany(), 1).read("a", [1, 2]))
+    with pytest.raises(DataError, match="video a ended before frame 2"):
+        list(KeptFrames(TooFew(), 1).read("a", [1, 2]))
+
+
 def test_a_pickled_copy_begins_without_frames() -> None:
     kept = KeptFrames(TinySource(size=(100, 100)), 1)
     empty = len(pickle.dumps(kept))

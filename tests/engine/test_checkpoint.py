@@ -230,11 +230,12 @@ def test_backbone_from_a_whole_model(tmp_path):
         assert model.backbone.state_dict()[key].dtype == torch.float32
 
 
-def test_pyramid_pooling_may_be_missing_in_a_backbone(tmp_path):
+def test_pyramid_pooling_may_be_missing_in_a_backbone(tmp_path, caplog):
     start, model = build("pspnet", backbone="resnet18"), build("pspnet", backbone="resnet18_ppm")
     pooling = {key: value.clone() for key, value in model.backbone.ppm.state_dict().items()}
     save_model(tmp_path / "plain.safetensors", start)
     load_backbone(model, tmp_path / "plain.safetensors")
+    assert "plain.safetensors: the backbone has no ppm., which keeps its random start" in caplog.text
     loaded = model.backbone.state_dict()
     assert all(torch.equal(value, loaded[key]) for key, value in start.backbone.state_dict().items())
     assert all(torch.equal(value, loaded[f"ppm.{key}"]) for key, value in pooling.items())

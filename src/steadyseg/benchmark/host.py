@@ -29,7 +29,7 @@ SIDES = {"cpu": 2048, "cuda": 8192}
 
 
 def apart(
-    function: Callable[..., dict[str, Any]], name: str, setting: Setting, turn: Turn | None = None
+    function: Callable[..., dict[str, Any]], name: str, setting: Setting, *, turn: Turn | None = None
 ) -> dict[str, Any]:
     """Call `measure` or another of this package in a fresh process, which hands out memory as the command line does.
 
@@ -40,7 +40,8 @@ def apart(
         turn: of this measurement, where others run at the same time.
 
     Raises:
-        EndedError: if the process ends without a result, or the memory of its GPU does not suffice.
+        EndedError: if the process ends without a result, or torch or a driver fails there, as when the memory of a GPU
+            does not suffice; the rest of what was asked for may still be measured.
     """
     message = ended(f"{name}: the process", setting)
     with Process(message, first=keep_freed_memory, permit=turn or at_once) as process:
@@ -48,8 +49,10 @@ def apart(
             turn.holds(process)
         try:
             return process(function, name, setting)
-        except torch.OutOfMemoryError:
-            raise EndedError(message) from None
+        except torch.OutOfMemoryError as error:
+            raise EndedError(f"{message}, or a smaller --together" if turn else message) from error
+        except RuntimeError as error:
+            raise EndedError(f"{name} failed: {' '.join(str(error).split())}") from error
 
 
 def machine(setting: Setting, *others: Setting) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Process:
     """
 
     def __init__(
-        self, ended: str, first: Callable[[], None] | None = None, permit: Callable[[Wish], None] = at_once
+        self, ended: str, *, first: Callable[[], None] | None = None, permit: Callable[[Wish], None] = at_once
     ) -> None:
         context = multiprocessing.get_context("spawn")
         self._ended, self._permit = ended, permit

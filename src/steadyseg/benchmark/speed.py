@@ -159,8 +159,8 @@ def measure_and_compare(name: str, setting: Setting) -> dict[str, Any]:
 def _compared(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return {"comparison": function()}
-    except EndedError as error:
-        return {"comparison": None, "why": str(error)}
+    except (EndedError, torch.OutOfMemoryError) as error:
+        return {"comparison": None, "why": " ".join(str(error).split())}
 
 
 def _in_turn(
@@ -176,13 +176,13 @@ def _in_turn(
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
     pixels, differing, gap, period = 0, 0, 0.0, ours.period
     feed = rounds(frames, setting, setting.warmup + whole_intervals(ours, setting))
-    with ExitStack() as turns:
+    with ExitStack() as machine:
         for index, frame in enumerate(feed):
             if index == _rounds_beside_others(setting):
-                turns.enter_context(alone())
+                machine.enter_context(alone())
             labels: dict[str, Round] = {}
-            turn = (index + index // period) % 2  # key frames change who begins, too
-            for side in ("ours", "theirs") if turn else ("theirs", "ours"):
+            begins = (index + index // period) % 2  # key frames change who begins, too
+            for side in ("ours", "theirs") if begins else ("theirs", "ours"):
                 spent, found = runs[side](frame)
                 labels[side] = [map_.to(frame[0].device) for map_ in found]
                 if index >= setting.warmup:

@@ -125,7 +125,7 @@ def in_turns(
     """Do jobs, up to so many at once; an error other than EndedError, or Ctrl-C, ends all.
 
     Args:
-        work: does a job, with its turn as a last input where several are done at once.
+        work: does a job, with its `turn` where several are done at once.
         jobs: the inputs of each.
         together: how many at once.
         begin: called with the number of a job before it.
@@ -136,10 +136,10 @@ def in_turns(
         Exception: what a job raises, besides EndedError.
     """
 
-    def do(number: int, *turn: Turn) -> None:
+    def do(number: int, **turn: Turn) -> None:
         begin(number)
         try:
-            outcome: T | EndedError = work(*jobs[number], *turn)
+            outcome: T | EndedError = work(*jobs[number], **turn)
         except EndedError as error:
             if turns.has_stopped:
                 raise StoppedError("stopped") from None
@@ -148,7 +148,7 @@ def in_turns(
 
     def take_turn(number: int) -> None:
         with Turn(turns) as turn:
-            do(number, turn)
+            do(number, turn=turn)
 
     turns = Turns()
     if together == 1:

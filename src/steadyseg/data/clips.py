@@ -41,7 +41,7 @@ class DataConfig:
     """Probability that a clip of several frames plays backwards."""
     cache_mb: int = 1024
     """Decoded frames that each process (each worker) keeps in memory, in MiB; 0 for none. Those read for class weights
-    are in memory once for all workers, where these are forked."""
+    are in memory once for all workers where these are forked; elsewhere the training process keeps them for itself."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.reverse <= 1:

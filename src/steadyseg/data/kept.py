@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from steadyseg.data.source import VideoSource
-from steadyseg.types import Frame
+from steadyseg.types import DataError, Frame
 
 if TYPE_CHECKING:
     from steadyseg.data.files import FileVideo
@@ -46,11 +46,15 @@ class KeptFrames(VideoSource):
         numbers = range(self.length(name)) if frames is None else frames
         known = [self._kept.get((name, number)) for number in numbers]
         missing = [number for number, frame in zip(numbers, known, strict=True) if frame is None]
-        fresh = iter(self._source.read(name, missing) if missing else ())
+        fresh = self._source.read(name, missing) if missing else iter(())
         for number, frame in zip(numbers, known, strict=True):
-            yield self._keep(name, number, next(fresh)) if frame is None else frame
+            yield self._keep(name, number, next(fresh, None)) if frame is None else frame
+        if next(fresh, None) is not None:
+            raise DataError(f"video {name}: more than the {len(missing)} frames that were asked for were read")
 
-    def _keep(self, name: str, number: int, frame: Frame) -> Frame:
+    def _keep(self, name: str, number: int, frame: Frame | None) -> Frame:
+        if frame is None:
+            raise DataError(f"video {name} ended before frame {number}, which was asked for")
         size = frame.image.nbytes + (frame.labels.nbytes if frame.labels is not None else 0)
         if size <= self._free and (name, number) not in self._kept:
             self._kept[name, number] = frame

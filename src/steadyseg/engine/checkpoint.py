@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,7 @@ from steadyseg.engine.published import (
 from steadyseg.models.base import VideoSegmenter, check_classes
 from steadyseg.types import CheckpointError, ConfigError
 
+_LOG = logging.getLogger(__name__)
 FOLDER = Path(steadyseg.__file__).parent / "weights"
 """The shipped weights, ``<config name>.safetensors``."""
 METADATA = "steadyseg"
@@ -139,8 +141,8 @@ def load_backbone(model: VideoSegmenter, path: str | Path) -> None:
             hub id of transformers, with any head or none; the authors' files.
 
     Raises:
-        CheckpointError: as `load_model`; every key of the backbone must be there, but for those that no published
-            file has, such as pyramid pooling, which stay as they are.
+        CheckpointError: as `load_model`; every key of the backbone must be there, but for pyramid pooling, which
+            published files lack and our own may: it stays as it is. Of our own, a warning says so.
     """
     place = _locate(path)
     if place.suffix == ".safetensors":
@@ -149,6 +151,8 @@ def load_backbone(model: VideoSegmenter, path: str | Path) -> None:
             with in_file(place):
                 state = below(_renewed(model.backbone, state), "backbone.")
             _fill(model.backbone, state, f"{place}: backbone", model.backbone.unpublished)
+            if left := _absent(state, model.backbone.unpublished):
+                _LOG.warning("%s: the backbone has no %s, which keeps its random start", place, _some(list(left)))
             return
     state = read_backbone(model.backbone, place)
     _fill(model.backbone, state, f"{place}: backbone", model.backbone.unpublished)
@@ -238,7 +242,7 @@ def _fill(module: nn.Module, state: dict[str, Tensor], where: str, lacking: tupl
         CheckpointError: listing missing, extra and wrongly shaped keys.
     """
     own = module.state_dict()
-    absent = tuple(prefix for prefix in lacking if not any(key.startswith(prefix) for key in state))
+    absent = _absent(state, lacking)
     missing = [key for key in own if key not in state and not key.startswith(absent)]
     extra = [key for key in state if key not in own]
     wrong = [
@@ -251,6 +255,11 @@ def _fill(module: nn.Module, state: dict[str, Tensor], where: str, lacking: tupl
     if problems:
         raise CheckpointError(f"{where}: keys do not fit the model: {'; '.join(problems)}")
     module.load_state_dict(own | state)
+
+
+def _absent(state: dict[str, Tensor], prefixes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the prefixes that no key starts with."""
+    return tuple(prefix for prefix in prefixes if not any(key.startswith(prefix) for key in state))
 
 
 def _some(keys: list[str], most: int = 8) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from steadyseg.config import TrainConfig
 from steadyseg.models.base import VideoSegmenter
@@ -56,8 +55,8 @@ def build_average(model: VideoSegmenter, decay: float) -> AveragedModel | None:
     """
 
     def move(averages: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
-        share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
-        torch._foreach_lerp_(averages, values, share)  # one kernel on a GPU, as torch's own averages
+        now = min(decay, (1 + int(count)) / (10 + int(count)))
+        get_ema_multi_avg_fn(now)(averages, values, count)  # type: ignore[no-untyped-call]
 
     return AveragedModel(model, multi_avg_fn=move) if decay else None  # type: ignore[arg-type]
 
