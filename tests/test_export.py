@@ -16,6 +16,7 @@ from torch import Tensor
 
 from steadyseg import backends, cli, models
 from steadyseg import export as exporting
+from steadyseg import exported as exported_files
 from steadyseg.backbones import mit
 from steadyseg.config import options_from_dict
 from steadyseg.engine.checkpoint import save_model
@@ -155,6 +156,16 @@ def test_nothing_is_written_where_the_graphs_differ(
         ):
             export(build("segformer"), tmp_path / "out", size=SIZE)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_that_a_runtime_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(graph: str) -> None:
+        raise RuntimeError("Exception from src/x.cpp:1:\nno such operation")
+
+    monkeypatch.setattr(exported_files, "open_onnxruntime", refuse)
+    with pytest.raises(DataError, match=r"onnxruntime cannot read what was made \(no such operation\), so nothing"):
+        export(build("segformer"), tmp_path / "out", size=SIZE)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_outputs_are_not_replaced_unasked(tmp_path: Path) -> None:

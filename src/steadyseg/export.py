@@ -20,7 +20,7 @@ from torch.onnx import OnnxExporterError
 import steadyseg
 from steadyseg.backends import Name, needs, openvino_core, trace
 from steadyseg.engine.stream import to_labels
-from steadyseg.exported import ABOUT, ExportedGraphs, identity, read_about
+from steadyseg.exported import ABOUT, ExportedGraphs, UnreadableError, identity, read_about, reason_of
 from steadyseg.models.base import Backend, Graph, VideoSegmenter
 from steadyseg.quantisation import Calls, quantise, record
 from steadyseg.types import ConfigError, DataError
@@ -327,7 +327,14 @@ def _differences(model: VideoSegmenter, folder: Path, videos: dict[str, Tensor])
     others: list[Name] = ["openvino"] if not is_onnx or find_spec("openvino") else []
     firsts: list[Name] = ["onnxruntime"] if is_onnx else []
     for runtime in (*firsts, *others):
-        backend = ExportedGraphs(folder, graphs, runtime)
+        try:
+            backend = ExportedGraphs(folder, graphs, runtime)
+        except UnreadableError as error:
+            reason = reason_of(error.__cause__ or error)
+            raise DataError(
+                f"{runtime} cannot read what was made ({reason}), so nothing is written: try other --options, another "
+                "--format, or without --int8"
+            ) from error
         for name, frames in videos.items():
             yield Difference(runtime, name, len(frames), *_compare(model, backend, frames))
 

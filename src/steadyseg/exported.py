@@ -131,6 +131,10 @@ def _check_same(theirs: Mapping[str, Any], own: Mapping[str, Any], folder: Path)
             raise ConfigError(f"{folder} holds graphs of a model with other {key}: export this one, or name that one")
 
 
+class UnreadableError(DataError):
+    """A runtime cannot read a graph; the cause is its own error."""
+
+
 class ExportedGraphs:
     """A backend that runs the graphs of a folder."""
 
@@ -168,9 +172,9 @@ class ExportedGraphs:
             except MemoryError:
                 raise
             except Exception as error:  # each runtime has its own, of no common kind
-                reason = _reason(error)
-                raise DataError(
-                    f"{file} cannot be read by {name} ({reason}): export again, or install the version that wrote it"
+                raise UnreadableError(
+                    f"{file} cannot be read by {name} ({reason_of(error)}): export again, or install the version that "
+                    "wrote it"
                 ) from error
 
     def __call__(self, name: str, function: Callable[..., Any], *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -195,7 +199,7 @@ class ExportedGraphs:
         return self.sessions[name](*tensors)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """The first line of a runtime's error that says something: OpenVINO begins with places in its sources."""
     lines = (line for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from"))
     return next(lines, type(error).__name__).strip()
