@@ -24,10 +24,10 @@ The order of the references is progressive (t-6 is read through t-3) as its text
 is the other reading. The loss is on the target frame alone, as in Eq. (7). Where older frames of a clip are labelled
 too, `aux_ref_ce` = 0.5 gives more.
 
-What data say of that, on CamVid after 300 steps, by seed (0; 1), where two seeds may be 2 points of mIoU and 1 of mVC8 apart
-(the ablation in docs/results.md): "direct" -0.3; +0.4 mIoU, +0.3; +0.2 mVC8; both losses of MCP-CL at the paper's weights
-and temperature -0.2; 0.0 mIoU, +0.3; +0.3 mVC8; labels on older frames +0.1; -0.4 mIoU, +0.7; +0.1 mVC8; all of DSSA
--0.1; -0.2 mIoU, +1.8; +1.9 mVC8; stride 4, seed 1 only, +0.5 mIoU, 0.0 mVC8.
+What data say of that, on CamVid after 300 steps, by seed (0; 1), where two seeds may be 2 points of mIoU and 1 of mVC8
+apart (the ablation in docs/results.md): "direct" -0.3; +0.4 mIoU, +0.3; +0.2 mVC8; both losses of MCP-CL at the
+paper's weights and temperature -0.2; 0.0 mIoU, +0.3; +0.3 mVC8; labels on older frames +0.1; -0.4 mIoU, +0.7; +0.1
+mVC8; all of DSSA -0.1; -0.2 mIoU, +1.8; +1.9 mVC8; stride 4, seed 1 only, +0.5 mIoU, 0.0 mVC8.
 
 Computed differently, with the same result:
 - A 1x1 map commutes with a bilinear resize: levels are fused at their own size where that is smaller.
