@@ -159,11 +159,11 @@ def test_cache_changes_nothing_but_the_number_of_reads() -> None:
 
 def test_frames_read_for_class_weights_are_not_read_again() -> None:
     source = TinySource(every=1)
-    dataset = ClipDataset(source, PAST, RECIPE, cache_mb=1)
-    weights = median_frequency_weights([dataset.source])
+    dataset = MixedClips([ClipDataset(source, PAST, RECIPE, cache_mb=1)], [1.0])
+    weights = median_frequency_weights(dataset.sources)
     assert torch.equal(weights, median_frequency_weights([TinySource(every=1)]))
     assert len(source.reads) == 19
-    without = ClipDataset(TinySource(every=1), PAST, RECIPE)
+    without = MixedClips([ClipDataset(TinySource(every=1), PAST, RECIPE)], [1.0])
     assert all(equal(without[i], dataset[i]) for i in range(19))
     assert len(source.reads) == 19
 

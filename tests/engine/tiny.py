@@ -115,6 +115,7 @@ class TinyClips(torch.utils.data.Dataset):
 
     def __init__(self, hook: Callable[[int], None] = lambda i: None) -> None:
         self.hook = hook
+        self.sources = (TinySource(),)
 
     def __getitem__(self, i: int) -> Clip:
         self.hook(i)

@@ -172,6 +172,11 @@ class MixedClips(Dataset[Clip]):
         self.counts = np.maximum(np.diff(ends, prepend=0), 1)  # [parts]
         self._block: tuple[int, Tensor] = (-1, torch.empty(0))
 
+    @property
+    def sources(self) -> tuple[VideoSource, ...]:
+        """Where the streams' frames come from; what is read of them here is kept for the clips."""
+        return tuple(part.source for part in self.parts)
+
     def __getitem__(self, i: int) -> Clip:
         """Return clip `i` of the endless stream, unbatched."""
         part, number = self.place(i)

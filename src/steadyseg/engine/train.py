@@ -100,7 +100,7 @@ def train(experiment: Experiment, out: Path, *, resume: bool = False) -> Path:
     run = _Run(experiment, fabric, model, optimizer, build_average(model, config.ema))
     run.restore(out / CHECKPOINT)
     if run.step == 0:
-        _weigh_classes(model, [part.source for part in dataset.parts], config)
+        _weigh_classes(model, dataset.sources, config)
     model.train()
 
     logger = TensorBoardLogger(out, name=LOG, version="", purge_step=run.step + 1) if fabric.is_global_zero else None
