@@ -250,17 +250,15 @@ def scores(model: VideoSegmenter, how: EvalConfig) -> dict[str, Any]:
 def measure(name: str, arguments: argparse.Namespace) -> None:
     """Do the asked parts for one row and seed, and put what they give into its file."""
     row, parts, data, device = ROWS[name], arguments.parts.split(","), arguments.data, arguments.device
-    wanted = wanted_of(name, arguments)
-    place = Path(data, str(wanted.train.iterations))
     run = folder_of(name, arguments)
     if "train" in parts and not (run / MODEL).is_file():
-        train(wanted, run, resume=run.is_dir())
+        train(wanted_of(name, arguments), run, resume=run.is_dir())
         known = {key: value for key, value in machine(Setting(device=device)).items() if key != "setting"}
         (run / MACHINE).write_text(json.dumps(known, indent=2) + "\n")
     if not {"score", "speed"} & set(parts):
         return
     model = load_model(run, device, method=row.method, options=row.options)
-    path = RESULTS / place / f"{name}_{arguments.seed}.json"
+    path = RESULTS / data / run.parent.name / f"{name}_{arguments.seed}.json"
     found = json.loads(path.read_text()) if path.is_file() else {}
     found |= {"row": name, "seed": arguments.seed, "trained": row.run, "method": row.method, "options": row.options}
     if "score" in parts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shlex
@@ -13,6 +12,7 @@ from typing import get_args
 
 import pytest
 
+from scripts import load_script
 from steadyseg.commands.benchmark import benchmark
 from steadyseg.commands.choices import Backend
 
@@ -22,11 +22,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def gpu(tmp_path: Path) -> ModuleType:
     """The script, with a folder of results of its own."""
-    spec = importlib.util.spec_from_file_location("gpu", ROOT / "benchmarks" / "gpu.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu"] = module
-    spec.loader.exec_module(module)
+    module = load_script(ROOT / "benchmarks" / "gpu.py")
     module.RESULTS = tmp_path
     return module
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from scripts import load_script
+
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def draw() -> Any:
-    spec = importlib.util.spec_from_file_location("draw_benchmarks", ROOT / "benchmarks" / "draw.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "benchmarks" / "draw.py")
 
 
 def write(path: Path, results: list[dict[str, Any]], *, date: str = "2026-01-01T00:00:00+00:00") -> Path:

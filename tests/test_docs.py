@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib.util
 import re
 import shlex
 import typing
 from collections.abc import Iterator
 from itertools import combinations, pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
@@ -21,6 +19,7 @@ import yaml
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from scripts import load_script
 from steadyseg import backbones, cli, config, data, models
 from steadyseg.arguments import build_parser, parse, select
 from steadyseg.commands.choices import DEFAULT_MODEL, Backend, merged_options
@@ -382,16 +381,7 @@ def test_backbones_of_the_comparison(method: str, row: dict[str, str]) -> None:
 # ---- pictures ------------------------------------------------------------------------------------------------------
 
 
-def drawing() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("draw_methods", DOCS / "draw_methods.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-DRAW = drawing()
+DRAW = load_script(DOCS / "draw_methods.py")
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from scripts import load_script
 from steadyseg import backends, cli, models
 from steadyseg import export as exporting
 from steadyseg import exported as exported_files
@@ -123,10 +124,7 @@ def test_what_is_written_says_what_it_is(exported: Callable[[str], tuple[Path, R
 
 def test_example_gives_the_labels_of_a_stream(exported: Callable[[str], tuple[Path, Report]], tmp_path: Path) -> None:
     folder, _ = exported("sdcpc")
-    spec = importlib.util.spec_from_file_location("onnx_video", EXAMPLE)
-    assert spec is not None and spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = load_script(EXAMPLE)
     segment, stream = example.Segmenter(folder), Stream(build("sdcpc"))
     frames = torch.randint(0, 256, (9, 3, *SIZE), dtype=torch.uint8)
     differing = sum(

@@ -435,6 +435,17 @@ def test_class_weights_are_used_and_survive_a_stop(tmp_path, monkeypatch):
     assert_same_weights(whole, train(tiny.experiment(class_weights="median"), tmp_path / "run", resume=True))
 
 
+def test_class_weights_are_read_where_clips_keep_frames(tmp_path, monkeypatch):
+    clips = tiny.TinyClips()
+    clips.sources = (tiny.TinySource(videos=1, frames=1),)
+    reads = []
+    read = clips.sources[0].read
+    monkeypatch.setattr(clips.sources[0], "read", lambda *asked: reads.append(asked) or read(*asked))
+    monkeypatch.setattr(training, "training_clips", lambda *args, dense: clips)
+    train(tiny.experiment(class_weights="median"), tmp_path / "run")
+    assert reads == [("video0", [0])]
+
+
 def test_a_device_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="cannot run on accelerator cpu, devices 0"):
         train(tiny.experiment(devices=0), tmp_path / "run")

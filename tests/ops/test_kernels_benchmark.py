@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from scripts import load_script
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kernels.py"
 
@@ -25,10 +26,7 @@ def test_its_cases_are_right(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
     """And its comparison sees a wrong result."""
     pytest.importorskip("triton", reason="triton is not importable: pip install -c constraints.txt -e '.[kernels]'")
     monkeypatch.setenv("STEADYSEG_KERNELS", "triton")
-    spec = importlib.util.spec_from_file_location("kernels_benchmark", SCRIPT)
-    benchmark = importlib.util.module_from_spec(spec)
-    sys.modules["kernels_benchmark"] = benchmark
-    spec.loader.exec_module(benchmark)
+    benchmark = load_script(SCRIPT)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     cases = list(benchmark.cases((24, 32), 1, dtype, device))
     assert len(cases) == 7
