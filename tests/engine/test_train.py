@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from steadyseg import config
 from steadyseg.data import open_source
@@ -27,6 +28,12 @@ from steadyseg.types import CheckpointError, ConfigError, DataError, SteadysegEr
 @pytest.fixture(autouse=True)
 def tiny_method(monkeypatch):
     tiny.install(monkeypatch.setattr)
+
+
+@pytest.fixture(autouse=True)
+def event_files_in_order(monkeypatch):
+    """Logs of one second are read in the order of a counter of the whole process, as text: 10 before 9."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 def with_hook(monkeypatch, hook):
