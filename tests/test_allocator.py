@@ -14,10 +14,10 @@ import torch
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-torch.ones(2**22)
+torch.ones(2**24)
 before = faults()
 for _ in range(20):
-    torch.ones(2**22)  # 16 MiB
+    torch.ones(2**24)  # 64 MiB
 print(faults() - before)
 """
 

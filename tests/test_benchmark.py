@@ -146,7 +146,7 @@ def test_an_error_ends_what_runs_in_a_process() -> None:
 
 def test_the_reference_runs_as_in_a_plain_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
-    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+    for name in ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(allocator.HUGE_PAGES, "1")  # as the command line sets it
     frame = street(TINY)[0]

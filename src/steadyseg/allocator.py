@@ -6,10 +6,8 @@ import ctypes
 import os
 import sys
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 """Numbers of glibc's mallopt."""
-_LARGEST = 2**31 - 1
-
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """Torch's variable for large tensors in huge pages; processes that this one starts inherit it."""
@@ -17,7 +15,7 @@ HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 def is_set_outside() -> bool:
     """Say whether the environment says what to do with freed memory."""
-    return bool({"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys())
+    return bool({"MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys())
 
 
 def keep_freed_memory() -> None:
@@ -39,7 +37,7 @@ def keep_freed_memory() -> None:
     os.environ.setdefault(HUGE_PAGES, "1")  # read by torch at its first large tensor
     library = ctypes.CDLL(None)
     if hasattr(library, "gnu_get_libc_version"):
-        library.mallopt(_TRIM_THRESHOLD, _LARGEST)
-        library.mallopt(_MMAP_THRESHOLD, _LARGEST)
+        library.mallopt(_TRIM_THRESHOLD, -1)  # nothing goes back
+        library.mallopt(_MMAP_MAX, 0)  # no block is mapped by itself; before 2.35 the threshold stops at 32 MiB
         if "MALLOC_ARENA_MAX" not in os.environ:
             library.mallopt(_ARENA_MAX, 1)
