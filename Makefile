@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check docs bench
+.PHONY: help setup demo test test-all check docs bench gpu gpu-tests
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -47,3 +47,10 @@ docs: $(STAMP)  ## check every command and doctest in the documents
 
 bench: $(STAMP)  ## measure speed and cost on this machine
 	$(BIN)/steadyseg benchmark segformer sdcpc --backbone mit_b0 --against transformers
+
+gpu-tests: $(STAMP)  ## run the tests of kernels and recordings on a GPU
+	$(BIN)/python -m pytest tests/ops/test_kernels.py
+	$(BIN)/python -m pytest -m gpu
+
+gpu: gpu-tests  ## all that waits for a GPU: the tests, then every missing measurement
+	$(BIN)/python benchmarks/gpu.py --seconds 40000

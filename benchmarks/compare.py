@@ -12,14 +12,14 @@
 All rows of a recipe have its data, its augmentation and its training: the same number of steps and of
 target frames, crops, optimiser groups, and initial backbone. CamVid's recipe has two parts: `camvid_first` is the
 config segformer_mit_b0_camvid_first; `camvid`, segformer_mit_b0_camvid, goes on from the first part's run of seed 0 and
-adds noise to the frames. `camvid_noise` is the first part with that noise, and SD-CPC's labels, from its beginning;
-`camvid_gpu` is that with 2000 steps of eight clips. On DAVIS only the data differ from the first part. Rows on MiT-B0
-start from the weights segformer_mit_b0_camvid_start; those on other backbones from runs of `camvid_start`, which sees
-as many frames, in fewer steps: SegFormer-B1, and for ResNet-18 a plain FCN. TFC's clips have four labelled frames,
-SD-CPC's three in `camvid`, `camvid_noise` and `camvid_gpu`, the others' one. Rows that need no training of their own
-run SegFormer's weights. DCFM looks ahead, but for the row "online". Scores "alone" take every frame as a video of its
-own, as the frames of CamVid's test are a second apart. Speed is that on the first validation video, fp32, frame tensor
-to labels of its size.
+adds noise to the frames. `camvid_third` is the second part once more, from the weights in the package, its seed 0.
+`camvid_noise` is the first part with noise, and SD-CPC's labels, from its beginning; `camvid_gpu` is that with 2000
+steps of eight clips. On DAVIS only the data differ from the first part. Rows on MiT-B0 start from the weights
+segformer_mit_b0_camvid_start; those on other backbones from runs of `camvid_start`, which sees as many frames, in fewer
+steps: SegFormer-B1, and for ResNet-18 a plain FCN. TFC's clips have four labelled frames, SD-CPC's three in all recipes
+with noise, the others' one. Rows that need no training of their own run SegFormer's weights. DCFM looks ahead, but for
+the row "online". Scores "alone" take every frame as a video of its own, as the frames of CamVid's test are a second
+apart. Speed is that on the first validation video, fp32, frame tensor to labels of its size.
 What comes out is one file a row and seed in results/compare/DATA/ITERATIONS/.
 """
 
@@ -141,6 +141,8 @@ class Recipe(NamedTuple):
     """What differs from it."""
     after: str | None = None
     """The recipe from whose runs of seed 0, at their full number of steps, the rows go on."""
+    weights: str | None = None
+    """The weights in the package from which the rows go on; {} stands for the run's name."""
     model: dict[str, dict[str, Any]] = {}  # noqa: RUF012 (never changed)
     """What differs in the model section, by method; a row's own options win."""
 
@@ -150,6 +152,7 @@ RECIPES = {
     "camvid_start": Recipe(START, {"train": {"iterations": 2000, "batch_size": 16, "warmup": 200, "eval_every": 0}}),
     "camvid": Recipe(SECOND, after="camvid_first", model=OLDER_LABELS),
     "camvid_first": Recipe(FIRST),
+    "camvid_third": Recipe(SECOND, weights="{}_mit_b0_camvid", model=OLDER_LABELS),
     "camvid_noise": Recipe(FIRST, {"data": {"augment": {"noise": 12.0}}}, model=OLDER_LABELS),
     "camvid_gpu": Recipe(
         FIRST,
@@ -199,7 +202,9 @@ def experiment(
     if iterations is not None:
         shorter = iterations / wanted["train"]["iterations"]
         wanted["train"] |= {"iterations": iterations, "warmup": round(shorter * wanted["train"]["warmup"])}
-    if recipe.after is not None:
+    if recipe.weights is not None:
+        wanted["train"]["init"] = recipe.weights.format(name)
+    elif recipe.after is not None:
         wanted["train"]["init"] = str(runs / recipe.after / str(steps(recipe.after)) / f"{name}_0")
     elif wanted["train"]["init"] is not None and (start := STARTS.get(model["backbone"].removesuffix("_ppm"))):
         wanted["train"]["init"] = str(runs / "camvid_start" / str(steps("camvid_start")) / f"{start}_0")

@@ -6,7 +6,8 @@
 
 A row that takes longer than its share of the time is stopped by Ctrl-C, upon which `steadyseg benchmark` writes what it
 has; such a file is incomplete, and made anew by the next call, whose file takes its place if it holds no less. Files go
-to benchmarks/results; nothing else is changed.
+to benchmarks/results; a training that is stopped goes on in the next call, from its folder in runs/. Trainings read
+$STEADYSEG_DATA/camvid.
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 CARD = "--device cuda --precision bf16"
 TOGETHER = "--together 8 --json"
 """Eight measurements are prepared at once; each is timed alone."""
 MEMORY = f"--size 1080x1920 --memory 10000 {CARD} --backend cuda_graphs {TOGETHER}"
+TRAINED = ("sdcpc_b1", "tfc_b1", "dcfm_b1_k6", "sdcpc", "tfc")
+TRAINING = "--parts train,score --device cuda --workers 5"
 
 
 class Row(NamedTuple):
@@ -37,6 +42,10 @@ class Row(NamedTuple):
     seconds: int
     """What it may take at most."""
     question: str
+    first: str = ""
+    """A command to run before; VIDEO in both stands for a file in a temporary folder."""
+    files: tuple[str, ...] = ()
+    """What a command writes that prints no document, from the folder of results on."""
 
 
 ROWS = {
@@ -101,6 +110,25 @@ ROWS = {
         400,
         "cost against frame size",
     ),
+    "cuda_stages_sdcpc": Row(
+        f"steadyseg benchmark --stages VIDEO --model sdcpc_mit_b0_camvid {CARD} --backend cuda_graphs --json",
+        120,
+        "the stages of predict, and predict as a whole",
+        first="steadyseg data render VIDEO --size 540x960 --length 300",
+    ),
+    "camvid_gpu": Row(
+        f"python benchmarks/compare.py camvid_gpu {' '.join(TRAINED)} {TRAINING}",
+        3000,
+        "larger backbones on CamVid, trained on the GPU",
+        first="python benchmarks/compare.py camvid_start segformer_b1 --parts train --device cuda --workers 5",
+        files=tuple(f"compare/camvid_gpu/2000/{row}_0.json" for row in TRAINED),
+    ),
+    "camvid_third": Row(
+        f"python benchmarks/compare.py camvid_third segformer sdcpc --iterations 10000 {TRAINING}",
+        6000,
+        "CamVid at a longer budget",
+        files=tuple(f"compare/camvid_third/10000/{row}_0.json" for row in ("segformer", "sdcpc")),
+    ),
 }
 
 
@@ -140,34 +168,57 @@ def parse() -> argparse.Namespace:
 
 
 def is_complete(name: str) -> bool:
-    """Say whether a row has its file, and the file all that was asked for."""
+    """Say whether a row has its files, and the file of a document all that was asked for."""
+    if files := ROWS[name].files:
+        return all((RESULTS / file).exists() for file in files)
     file = RESULTS / f"{name}.json"
     return file.exists() and not any(entry["has_ended"] for entry in json.loads(file.read_text()).get("left_out", ()))
 
 
 def measure(name: str, seconds: float) -> str:
     """Run a row for so many seconds at most; write its file if it gives a document; -> what became of it."""
+    row, end = ROWS[name], time.monotonic() + seconds
     file = RESULTS / f"{name}.json"
     new = file.with_suffix(".new.json")
-    words = [str(new) if word == "FILE" else word for word in shlex.split(ROWS[name].command)]
+    with tempfile.TemporaryDirectory() as folder:
+        places = {"FILE": str(new), "VIDEO": str(Path(folder, "video.mp4"))}
+        try:
+            if row.first and (failed := run(row.first, places, end)[0]):
+                return f"failed with status {failed} before it began"
+            status, printed = run(row.command, places, end)
+            if row.files:
+                return "measured" if is_complete(name) else f"measured in part, status {status}"
+            if "FILE" not in row.command:
+                new.write_text(printed)
+            return keep(new, file) or f"failed with status {status}"
+        except subprocess.TimeoutExpired:
+            return "stopped, nothing measured"
+        finally:
+            new.unlink(missing_ok=True)
+
+
+def run(command: str, places: dict[str, str], end: float) -> tuple[int, str]:
+    """Run a command in the root until `end`, then stop it by Ctrl-C; -> its status and what it printed.
+
+    Raises:
+        subprocess.TimeoutExpired: it did not stop.
+    """
+    words = [places.get(word, word) for word in shlex.split(command)]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT, start_new_session=True
+    )
     try:
         try:
-            printed, _ = process.communicate(timeout=seconds)
+            printed, _ = process.communicate(timeout=max(end - time.monotonic(), 0))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGINT)
             printed, _ = process.communicate(timeout=20)
-        if "FILE" not in ROWS[name].command:
-            new.write_text(printed)
-        return keep(new, file) or f"failed with status {process.returncode}"
-    except subprocess.TimeoutExpired:
-        return "stopped, nothing measured"
+        return process.returncode, printed
     finally:
         if process.poll() is None:  # also where this program is stopped
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        new.unlink(missing_ok=True)
 
 
 def keep(new: Path, file: Path) -> str:

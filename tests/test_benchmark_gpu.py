@@ -33,8 +33,10 @@ def python(code: str) -> str:
 
 def test_every_row_is_documented(gpu: ModuleType) -> None:
     page = (ROOT / "benchmarks" / "README.md").read_text()
-    for name in gpu.ROWS:
-        assert f"results/{name}.json" in page
+    for name, row in gpu.ROWS.items():
+        assert f"results/{name}.json" in page or {str(Path("results", file).parent) for file in row.files} == {
+            folder for folder in re.findall(r"`(results/compare/[^`]*)/`", page) if name in folder
+        }
     for names in re.findall(r"`python benchmarks/gpu\.py ([a-z][^`]*)`", page):
         assert set(names.split()) <= set(gpu.ROWS)
 
@@ -43,6 +45,7 @@ def test_commands_are_the_projects_own(gpu: ModuleType) -> None:
     for row in gpu.ROWS.values():
         program, first, *rest = shlex.split(row.command)
         assert (program, first) == ("steadyseg", "benchmark") or (ROOT / first).exists()
+        assert not row.first or row.first.startswith(("steadyseg data render VIDEO", "python benchmarks/compare.py"))
         if program == "steadyseg":
             assert rest[-1] == "--json" and benchmark.__kwdefaults__ is not None
             flags = {word[2:] for word in rest if word.startswith("--")}
@@ -82,6 +85,26 @@ def test_files_of_commands_that_write_one(gpu: ModuleType, tmp_path: Path) -> No
     gpu.ROWS = {"row": gpu.Row(python("import sys; open(sys.argv[1], 'w').write('{}')") + " FILE", 60, "")}
     assert gpu.measure("row", 60) == "measured"
     assert (tmp_path / "row.json").read_text() == "{}"
+
+
+def test_a_command_before_makes_the_video(gpu: ModuleType, tmp_path: Path) -> None:
+    first = python("import sys; open(sys.argv[1], 'w').write('{\"n\": 7}')") + " VIDEO"
+    gpu.ROWS = {"row": gpu.Row(python("import sys; print(open(sys.argv[1]).read())") + " VIDEO", 60, "", first)}
+    assert gpu.measure("row", 60) == "measured"
+    assert (tmp_path / "row.json").read_text() == '{"n": 7}\n'
+    gpu.ROWS = {"row": gpu.Row(python("print('{}')"), 60, "", python("raise SystemExit(3)"))}
+    assert gpu.measure("row", 60) == "failed with status 3 before it began"
+
+
+def test_what_writes_several_files_is_complete_with_the_last(gpu: ModuleType, tmp_path: Path) -> None:
+    """What is stopped between them is asked for again."""
+    write = "import sys; open(sys.argv[1], 'w').write('{}')"
+    files = ("one.json", "two.json")
+    gpu.ROWS = {"row": gpu.Row(f"{python(write)} {tmp_path / 'one.json'}", 60, "", files=files)}
+    assert gpu.measure("row", 60) == "measured in part, status 0" and not gpu.is_complete("row")
+    gpu.ROWS = {"row": gpu.Row(f"{python(write)} {tmp_path / 'two.json'}", 60, "", files=files)}
+    assert gpu.measure("row", 60) == "measured" and gpu.is_complete("row")
+    assert not (tmp_path / "row.json").exists()
 
 
 @pytest.mark.parametrize("key", ["results", "memory"])

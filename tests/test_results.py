@@ -40,6 +40,7 @@ def test_tables_are_those_of_the_result_files(
     [
         ("camvid_first", "sdcpc", 1500, 4, "segformer_mit_b0_camvid_start"),
         ("camvid", "sdcpc", 750, 4, "runs/camvid_first/1500/sdcpc_0"),
+        ("camvid_third", "sdcpc", 750, 4, "sdcpc_mit_b0_camvid"),
         ("camvid_start", "fcn", 2000, 16, None),
         ("camvid_gpu", "sdcpc_b1", 2000, 8, "runs/camvid_start/2000/segformer_b1_0"),
         ("camvid_gpu", "pspnet", 2000, 8, "runs/camvid_start/2000/fcn_0"),
