@@ -49,8 +49,9 @@ bench: $(STAMP)  ## measure speed and cost on this machine
 	$(BIN)/steadyseg benchmark segformer sdcpc --backbone mit_b0 --against transformers
 
 gpu-tests: $(STAMP)  ## run the tests of kernels and recordings on a GPU
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "torch finds no GPU")'
 	$(BIN)/python -m pytest tests/ops/test_kernels.py
 	$(BIN)/python -m pytest -m gpu
 
 gpu: gpu-tests  ## all that waits for a GPU: the tests, then every missing measurement
-	$(BIN)/python benchmarks/gpu.py --seconds 40000
+	$(BIN)/python benchmarks/gpu.py --seconds 12000

@@ -12,14 +12,15 @@
 All rows of a recipe have its data, its augmentation and its training: the same number of steps and of
 target frames, crops, optimiser groups, and initial backbone. CamVid's recipe has two parts: `camvid_first` is the
 config segformer_mit_b0_camvid_first; `camvid`, segformer_mit_b0_camvid, goes on from the first part's run of seed 0 and
-adds noise to the frames. `camvid_third` is the second part once more, from the weights in the package, its seed 0.
-`camvid_noise` is the first part with noise, and SD-CPC's labels, from its beginning; `camvid_gpu` is that with 2000
-steps of eight clips. On DAVIS only the data differ from the first part. Rows on MiT-B0 start from the weights
-segformer_mit_b0_camvid_start; those on other backbones from runs of `camvid_start`, which sees as many frames, in fewer
-steps: SegFormer-B1, and for ResNet-18 a plain FCN. TFC's clips have four labelled frames, SD-CPC's three in all recipes
-with noise, the others' one. Rows that need no training of their own run SegFormer's weights. DCFM looks ahead, but for
-the row "online". Scores "alone" take every frame as a video of its own, as the frames of CamVid's test are a second
-apart. Speed is that on the first validation video, fp32, frame tensor to labels of its size.
+adds noise to the frames. `camvid_third` is the second part once more, from the weights in the package, which are the
+second part's seed 0. `camvid_noise` is the first part with that noise, and SD-CPC's labels, from its beginning;
+`camvid_gpu` is that with 2000 steps of eight clips. On DAVIS only the data differ from the first part. Rows on MiT-B0
+start from the weights segformer_mit_b0_camvid_start; those on other backbones from runs of `camvid_start`, which sees
+as many frames, in fewer steps: SegFormer-B1, and for ResNet-18 a plain FCN. TFC's clips have four labelled frames,
+SD-CPC's three in all recipes with noise, the others' one. Rows that need no training of their own run SegFormer's
+weights. DCFM looks ahead, but for the row "online". Scores "alone" take every frame as a video of its own, as the
+frames of CamVid's test are a second apart. Speed is that on the first validation video, fp32, frame tensor to labels of
+its size.
 What comes out is one file a row and seed in results/compare/DATA/ITERATIONS/.
 """
 
@@ -41,6 +42,7 @@ from steadyseg.allocator import keep_freed_memory
 from steadyseg.benchmark import Setting, machine
 from steadyseg.config import EvalConfig
 from steadyseg.data import SourceConfig, open_source
+from steadyseg.engine import checkpoint
 from steadyseg.engine.checkpoint import load_model
 from steadyseg.engine.evaluate import evaluate
 from steadyseg.engine.stream import segment
@@ -219,8 +221,10 @@ def steps(data: str) -> int:
 
 
 def start_of(wanted: config.Experiment, runs: Path) -> str | None:
-    """Return the run that an experiment starts from and that is not there, and what makes it; None if all is there."""
+    """Say what an experiment starts from that is not there, and what makes it; None if all is there."""
     init = wanted.train.init
+    if init is not None and not Path(init).is_relative_to(runs) and init not in checkpoint.names():
+        return f"no weights {init} in the package; there are {', '.join(checkpoint.names())}"
     if init is None or not Path(init).is_relative_to(runs) or (Path(init) / MODEL).is_file():
         return None
     recipe, _, name = Path(init).parts[-3:]

@@ -7,7 +7,7 @@
 A row that takes longer than its share of the time is stopped by Ctrl-C, upon which `steadyseg benchmark` writes what it
 has; such a file is incomplete, and made anew by the next call, whose file takes its place if it holds no less. Files go
 to benchmarks/results; a training that is stopped goes on in the next call, from its folder in runs/. Trainings read
-$STEADYSEG_DATA/camvid.
+$STEADYSEG_DATA/camvid. The status is 1 if something that was asked for is still missing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,14 +39,18 @@ class Row(NamedTuple):
     """One measurement."""
 
     command: str
-    """What prints a document; FILE in it stands for the result file of a command that writes one itself."""
+    """What prints a document, or writes files by itself.
+
+    FILE in it stands for the result file, where that is written, not printed; MISSING for the rows of compare.py whose
+    files are not there; VIDEO for a file in a temporary folder.
+    """
     seconds: int
     """What it may take at most."""
     question: str
     first: str = ""
-    """A command to run before; VIDEO in both stands for a file in a temporary folder."""
+    """A command to run before, in the same time."""
     files: tuple[str, ...] = ()
-    """What a command writes that prints no document, from the folder of results on."""
+    """The result files, under results/, of a command that prints no document."""
 
 
 ROWS = {
@@ -117,14 +122,14 @@ ROWS = {
         first="steadyseg data render VIDEO --size 540x960 --length 300",
     ),
     "camvid_gpu": Row(
-        f"python benchmarks/compare.py camvid_gpu {' '.join(TRAINED)} {TRAINING}",
+        f"python benchmarks/compare.py camvid_gpu MISSING {TRAINING}",
         3000,
         "larger backbones on CamVid, trained on the GPU",
         first="python benchmarks/compare.py camvid_start segformer_b1 --parts train --device cuda --workers 5",
         files=tuple(f"compare/camvid_gpu/2000/{row}_0.json" for row in TRAINED),
     ),
     "camvid_third": Row(
-        f"python benchmarks/compare.py camvid_third segformer sdcpc --iterations 10000 {TRAINING}",
+        f"python benchmarks/compare.py camvid_third MISSING --iterations 10000 {TRAINING}",
         6000,
         "CamVid at a longer budget",
         files=tuple(f"compare/camvid_third/10000/{row}_0.json" for row in ("segformer", "sdcpc")),
@@ -135,6 +140,7 @@ ROWS = {
 def main() -> None:
     """Run the measurements of the command line."""
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: what runs is stopped first
     if options.list:
         for name in options.rows:
             sys.stdout.write(f"{name}: {'measured' if is_complete(name) else 'awaiting'}\n  {ROWS[name].command}\n")
@@ -150,6 +156,8 @@ def main() -> None:
         begun = time.monotonic()
         outcome = measure(name, left)
         sys.stderr.write(f"{name}: {outcome}, {time.monotonic() - begun:.0f} s\n")
+    if missing := [name for name in options.rows if not is_complete(name)]:
+        sys.exit(f"not complete: {', '.join(missing)}")
 
 
 def parse() -> argparse.Namespace:
@@ -157,7 +165,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help="rows by name; all by default")
     parser.add_argument("--seconds", type=float, default=3600, help="for all rows together")
-    parser.add_argument("--again", action="store_true", help="also what is measured already")
+    parser.add_argument("--again", action="store_true", help="also what is measured already; trainings are only scored")
     parser.add_argument("--list", action="store_true", help="say which rows there are, and measure nothing")
     options = parser.parse_args()
     options.rows = options.rows or list(ROWS)
@@ -180,45 +188,57 @@ def measure(name: str, seconds: float) -> str:
     row, end = ROWS[name], time.monotonic() + seconds
     file = RESULTS / f"{name}.json"
     new = file.with_suffix(".new.json")
+    missing = [path for path in row.files if not (RESULTS / path).exists()] or row.files
     with tempfile.TemporaryDirectory() as folder:
-        places = {"FILE": str(new), "VIDEO": str(Path(folder, "video.mp4"))}
+        places = {"FILE": [str(new)], "VIDEO": [str(Path(folder, "video.mp4"))]}
+        places["MISSING"] = [Path(path).stem.rpartition("_")[0] for path in missing]
+        if row.first and (status := run(row.first, places, end=end)[0]) != 0:
+            return f"{_ending(status)} before it began"
+        status, printed = run(row.command, places, end=end)
+        if row.files:
+            there = sum((RESULTS / path).exists() for path in row.files)
+            return "measured" if status == 0 else f"{_ending(status)}, {there} of {len(row.files)} files"
+        if "FILE" not in row.command:
+            new.write_text(printed)
         try:
-            if row.first and (failed := run(row.first, places, end)[0]):
-                return f"failed with status {failed} before it began"
-            status, printed = run(row.command, places, end)
-            if row.files:
-                return "measured" if is_complete(name) else f"measured in part, status {status}"
-            if "FILE" not in row.command:
-                new.write_text(printed)
-            return keep(new, file) or f"failed with status {status}"
-        except subprocess.TimeoutExpired:
-            return "stopped, nothing measured"
+            return keep(new, file) or f"{_ending(status)}, nothing measured"
         finally:
             new.unlink(missing_ok=True)
 
 
-def run(command: str, places: dict[str, str], end: float) -> tuple[int, str]:
-    """Run a command in the root until `end`, then stop it by Ctrl-C; -> its status and what it printed.
-
-    Raises:
-        subprocess.TimeoutExpired: it did not stop.
-    """
-    words = [places.get(word, word) for word in shlex.split(command)]
+def run(command: str, places: dict[str, list[str]], *, end: float) -> tuple[int | None, str]:
+    """Run a command in the root, until `end` at most; -> its status, None if it was stopped, and what it printed."""
+    words = [word for words in shlex.split(command) for word in places.get(words, [words])]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     process = subprocess.Popen(
         words, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT, start_new_session=True
     )
     try:
-        try:
-            printed, _ = process.communicate(timeout=max(end - time.monotonic(), 0))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGINT)
-            printed, _ = process.communicate(timeout=20)
-        return process.returncode, printed
-    finally:
-        if process.poll() is None:  # also where this program is stopped
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        printed, _ = process.communicate(timeout=max(end - time.monotonic(), 0))
+    except subprocess.TimeoutExpired:
+        return None, stop(process)
+    except BaseException:  # this program is stopped
+        stop(process)
+        raise
+    return process.returncode, printed
+
+
+def stop(process: subprocess.Popen[str]) -> str:
+    """Give a command Ctrl-C and 20 seconds to end, then kill it and all that it started; -> what it printed."""
+    printed = ""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        printed, _ = process.communicate(timeout=20)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return printed
+
+
+def _ending(status: int | None) -> str:
+    """Say how a command ended."""
+    return "stopped" if status is None else f"failed with status {status}"
 
 
 def keep(new: Path, file: Path) -> str:

@@ -70,6 +70,17 @@ def test_a_start_that_is_not_there_is_named_before_the_work(
     assert compare.start_of(wanted, tmp_path) is None
 
 
+def test_weights_that_are_not_in_the_package_are_named_before_the_work(
+    compare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["camvid_third", "segformer", "sdcpc_b1", "--runs", str(tmp_path), "--parts", "train"]
+    monkeypatch.setattr(sys, "argv", ["compare.py", *words])
+    with pytest.raises(SystemExit):
+        compare.main()
+    assert "no weights sdcpc_b1_mit_b0_camvid in the package" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_rows_say_which_seeds_a_gpu_trained(compare: ModuleType) -> None:
     gpu, cpu = ({"trained_on": {"machine": {"gpu": name}}} for name in ("Card", None))
     assert compare._title("row", [gpu, gpu]) == "row (Card)"

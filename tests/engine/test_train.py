@@ -32,7 +32,10 @@ def tiny_method(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def event_files_in_order(monkeypatch):
-    """Logs of one second are read in the order of a counter of the whole process, as text: 10 before 9."""
+    """Logs of one second are read in the order of a counter of the whole process, as text: 10 before 9.
+
+    TensorBoard has no public name for that counter, and runs that go on within a second are these tests' alone.
+    """
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
