@@ -54,7 +54,8 @@ def evaluate(
     """Score a model on a data set.
 
     Args:
-        model: name of shipped weights (see steadyseg list), a weights file, a run's folder, or a hub id owner/name.
+        model: name of shipped weights (see steadyseg list), a weights file, the folder of a run or of transformers'
+            save_pretrained, or a hub id owner/name.
         method: run the weights of a SegFormer by another method, without training: tfc, reuse, flow, or segformer.
         interval: frames from one key frame to the next, for methods that have key frames.
         options: other changes of the method's options, such as "neighbours=1".

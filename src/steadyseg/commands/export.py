@@ -25,7 +25,8 @@ def export(
     """Write a model as ONNX or OpenVINO files, one a graph, and check that they compute the same.
 
     Args:
-        model: name of shipped weights (see steadyseg list), a weights file, a run's folder, or a hub id owner/name.
+        model: name of shipped weights (see steadyseg list), a weights file, the folder of a run or of transformers'
+            save_pretrained, or a hub id owner/name.
         out: the folder.
         method: run the weights of a SegFormer by another method, without training: tfc, reuse, flow, or segformer.
         interval: frames from one key frame to the next, for methods that have key frames.

@@ -52,8 +52,8 @@ def predict(
     Args:
         videos: videos, folders of images, or globs in quotes such as "frames/*.jpg".
         out: the output, a video file, or a folder for labels; for several videos a folder of such.
-        model: name of shipped weights (see steadyseg list), a weights file, a run's folder, or a hub id owner/name;
-            sdcpc_mit_b0_camvid if neither this nor a method is given.
+        model: name of shipped weights (see steadyseg list), a weights file, the folder of a run or of transformers'
+            save_pretrained, or a hub id owner/name; sdcpc_mit_b0_camvid if neither this nor a method is given.
         method: run the weights of a SegFormer by another method, without training: tfc, reuse, flow, or segformer.
         interval: frames from one key frame to the next, for methods that have key frames.
         options: other changes of the method's options, such as "theta=0.7 corr_level=1".
@@ -98,11 +98,11 @@ def predict(
     for target, video in zip(targets, videos, strict=True):
         Output(target, source=Path(video), overwrite=overwrite)  # a name that cannot be is found before the work
     chosen = model or shipped_weights(method)
-    if method and not model:
-        console.error(f"--method {method} runs the weights {chosen}")
     network = load_network(
         chosen, device, method=method, options=changes, backend=backend, graphs=graphs, precision=precision
     )
+    if method and not model:
+        console.error(f"--method {method} runs the weights {chosen}")
     if look_ahead and not looks_ahead(network):
         console.error("warning: --look-ahead changes nothing: this method never reads later frames")
     pairs = dict(zip(targets, videos, strict=True))
