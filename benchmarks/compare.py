@@ -43,7 +43,6 @@ from steadyseg.benchmark import Setting, machine
 from steadyseg.config import EvalConfig
 from steadyseg.data import SourceConfig, open_source
 from steadyseg.engine import checkpoint
-from steadyseg.engine.checkpoint import load_model
 from steadyseg.engine.evaluate import evaluate
 from steadyseg.engine.stream import segment
 from steadyseg.engine.train import MODEL, train
@@ -222,11 +221,11 @@ def steps(data: str) -> int:
 
 def start_of(wanted: config.Experiment, runs: Path) -> str | None:
     """Say what an experiment starts from that is not there, and what makes it; None if all is there."""
-    init = wanted.train.init
-    if init is not None and not Path(init).is_relative_to(runs) and init not in checkpoint.names():
-        return f"no weights {init} in the package; there are {', '.join(checkpoint.names())}"
-    if init is None or not Path(init).is_relative_to(runs) or (Path(init) / MODEL).is_file():
+    init, weights = wanted.train.init, checkpoint.names()
+    if init is None or init in weights or (Path(init) / MODEL).is_file():
         return None
+    if not Path(init).is_relative_to(runs):
+        return f"no weights {init} in the package; there are {', '.join(weights)}"
     recipe, _, name = Path(init).parts[-3:]
     return f"{init} is not there; first run: python benchmarks/compare.py {recipe} {name[:-2]} --parts train"
 
@@ -266,7 +265,7 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
         (run / MACHINE).write_text(json.dumps(known, indent=2) + "\n")
     if not {"score", "speed"} & set(parts):
         return
-    model = load_model(run, device, method=row.method, options=row.options)
+    model = checkpoint.load_model(run, device, method=row.method, options=row.options)
     path = RESULTS / data / run.parent.name / f"{name}_{arguments.seed}.json"
     found = json.loads(path.read_text()) if path.is_file() else {}
     found |= {"row": name, "seed": arguments.seed, "trained": row.run, "method": row.method, "options": row.options}

@@ -192,15 +192,15 @@ def measure(name: str, seconds: float) -> str:
     with tempfile.TemporaryDirectory() as folder:
         places = {"FILE": [str(new)], "VIDEO": [str(Path(folder, "video.mp4"))]}
         places["MISSING"] = [Path(path).stem.rpartition("_")[0] for path in missing]
-        if row.first and (status := run(row.first, places, end=end)[0]) != 0:
-            return f"{_ending(status)} before it began"
-        status, printed = run(row.command, places, end=end)
-        if row.files:
-            there = sum((RESULTS / path).exists() for path in row.files)
-            return "measured" if status == 0 else f"{_ending(status)}, {there} of {len(row.files)} files"
-        if "FILE" not in row.command:
-            new.write_text(printed)
         try:
+            if row.first and (status := run(row.first, places, end=end)[0]) != 0:
+                return f"{_ending(status)} before it began"
+            status, printed = run(row.command, places, end=end)
+            if row.files:
+                there = sum((RESULTS / path).exists() for path in row.files)
+                return "measured" if status == 0 else f"{_ending(status)}, {there} of {len(row.files)} files"
+            if "FILE" not in row.command:
+                new.write_text(printed)
             return keep(new, file) or f"{_ending(status)}, nothing measured"
         finally:
             new.unlink(missing_ok=True)

@@ -148,14 +148,19 @@ def test_what_is_missing_gives_a_status(gpu: ModuleType, monkeypatch: pytest.Mon
 
 
 def test_what_is_started_ends_with_the_program(tmp_path: Path) -> None:
-    """SIGTERM, too, reaches the command, which has a session of its own."""
+    """SIGTERM, too, reaches the command, which has a session of its own, and half a document does not stay."""
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "benchmarks")!r})
 import pathlib, gpu
 gpu.RESULTS = pathlib.Path({str(tmp_path)!r})
-sleep = "import os, time; print(os.getpid(), file=open('{tmp_path}/pid', 'w'), flush=True); time.sleep(600)"
-gpu.ROWS = {{"row": gpu.Row(gpu.shlex.join([sys.executable, "-c", sleep]), 600, "")}}
+sleep = '''
+import os, pathlib, sys, time
+pathlib.Path(sys.argv[1]).write_text("half")
+print(os.getpid(), file=open("{tmp_path}/pid", "w"), flush=True)
+time.sleep(600)
+'''
+gpu.ROWS = {{"row": gpu.Row(gpu.shlex.join([sys.executable, "-c", sleep]) + " FILE", 600, "")}}
 sys.argv = ["gpu.py"]
 gpu.main()
 """
@@ -167,6 +172,7 @@ gpu.main()
     assert program.wait(60) == 143
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert [file.name for file in tmp_path.iterdir()] == ["pid"]
 
 
 @pytest.mark.parametrize("key", ["results", "memory"])

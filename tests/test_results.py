@@ -56,29 +56,35 @@ def test_what_is_trained(
     assert compare.steps(recipe) == iterations
 
 
+@pytest.mark.parametrize(
+    ("recipe", "row", "message"),
+    [
+        ("camvid_gpu", "msaf", "first run: python benchmarks/compare.py camvid_start fcn --parts train"),
+        ("camvid_third", "sdcpc_b1", "no weights sdcpc_b1_mit_b0_camvid in the package"),
+    ],
+)
 def test_a_start_that_is_not_there_is_named_before_the_work(
-    compare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    compare: ModuleType,
+    recipe: str,
+    row: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["camvid_gpu", "segformer", "msaf", "--runs", str(tmp_path), "--parts", "train"]
+    words = [recipe, "segformer", row, "--runs", str(tmp_path), "--parts", "train"]
     monkeypatch.setattr(sys, "argv", ["compare.py", *words])
     with pytest.raises(SystemExit):
         compare.main()
-    assert "first run: python benchmarks/compare.py camvid_start fcn --parts train" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_start_that_is_there(compare: ModuleType, tmp_path: Path) -> None:
     wanted = compare.experiment("camvid_gpu", "msaf", iterations=None, seed=0, runs=tmp_path)
     Path(wanted.train.init).mkdir(parents=True)
     Path(wanted.train.init, "model.safetensors").touch()
     assert compare.start_of(wanted, tmp_path) is None
-
-
-def test_weights_that_are_not_in_the_package_are_named_before_the_work(
-    compare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["camvid_third", "segformer", "sdcpc_b1", "--runs", str(tmp_path), "--parts", "train"]
-    monkeypatch.setattr(sys, "argv", ["compare.py", *words])
-    with pytest.raises(SystemExit):
-        compare.main()
-    assert "no weights sdcpc_b1_mit_b0_camvid in the package" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
 
 
 def test_rows_say_which_seeds_a_gpu_trained(compare: ModuleType) -> None:
