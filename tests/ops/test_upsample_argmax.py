@@ -1,4 +1,4 @@
-"""The fast label path gives the plain path's labels on every input, and is really taken."""
+"""Both fast label paths give the plain path's labels on every input, and are really taken."""
 
 from __future__ import annotations
 
@@ -9,9 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from steadyseg.ops import cpu_kernels
 from steadyseg.ops import upsample_argmax as module
 from steadyseg.ops.upsample_argmax import upsample_argmax, upsample_argmax_reference
 from steadyseg.types import ShapeError
+
+
+@pytest.fixture(autouse=True, params=["kernel", "cells"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Take the kernel for the CPU, and then the way without it."""
+    monkeypatch.setenv("STEADYSEG_KERNELS", "auto" if request.param == "kernel" else "reference")
+    assert cpu_kernels.are_chosen() == (request.param == "kernel")
+    return str(request.param)
 
 
 @pytest.fixture
@@ -19,6 +28,7 @@ def always_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the fast way whatever it costs, so that rough inputs test it too."""
     monkeypatch.setattr(module, "_MOST_CELLS", 2.0)
     monkeypatch.setattr(module, "_MOST_PAIRS", 2.0)
+    monkeypatch.setattr(module, "_MOST_DOUBTS", 2.0)
 
 
 def smooth(shape: tuple[int, int, int, int], seed: int, scale: float = 3.0) -> Tensor:
@@ -115,9 +125,9 @@ def test_equal_on_unusual_values(change, seed: int) -> None:  # type: ignore[no-
 
 
 @pytest.mark.usefixtures("always_fast")
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(30))
 def test_equal_on_near_ties(seed: int) -> None:
-    assert_equal(near_ties(2 + seed % 5, 12, 15, seed), (96, 120) if seed % 2 else (83, 101))
+    assert_equal(near_ties(2 + seed % 5, 12, 15, seed), ((96, 120), (83, 101), (300, 600))[seed % 3])
 
 
 @pytest.mark.usefixtures("always_fast")
@@ -126,9 +136,8 @@ def test_the_rounding_bounds_are_needed(constant: str, monkeypatch: pytest.Monke
     """Without either bound some near tie comes out wrong: the inputs above do test the bounds."""
     monkeypatch.setattr(module, constant, 0.0)
     monkeypatch.setattr(module, "_TINY", 0.0)
-    differs = [
-        not torch.equal(*both(near_ties(2 + s % 5, 12, 15, s), (96, 120) if s % 2 else (83, 101))) for s in range(20)
-    ]
+    sizes = ((96, 120), (83, 101), (300, 600))  # in the last, tiles are as narrow as cells
+    differs = [not torch.equal(*both(near_ties(2 + s % 5, 12, 15, s), sizes[s % 3])) for s in range(30)]
     assert any(differs)
 
 
@@ -142,14 +151,47 @@ def test_sizes_up_and_down(size: tuple[int, int]) -> None:
     assert_equal(smooth((2, 5, 37, 56), 3), size)
 
 
-def test_smooth_logits_take_the_fast_way_and_noise_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smooth_logits_take_the_fast_way(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise and ties take the plain one where it is the faster."""
     calls: list[int] = []
     plain = module._plain
     monkeypatch.setattr(module, "_plain", lambda logits, size: calls.append(1) or plain(logits, size))
     upsample_argmax(smooth((1, 40, 30, 40), 1), (240, 320))
     assert not calls
-    upsample_argmax(torch.randn(1, 40, 30, 40, generator=torch.Generator().manual_seed(0)), (240, 320))
+    noise = torch.randn(1, 40, 30, 40, generator=torch.Generator().manual_seed(0))
+    upsample_argmax(noise, (240, 320))
+    assert bool(calls) == (way == "cells")
+    calls.clear()
+    upsample_argmax(noise.round(), (240, 320))
     assert calls
+
+
+@pytest.mark.usefixtures("always_fast")
+def test_any_number_of_threads() -> None:
+    logits, before = smooth((1, 9, 60, 70), 4), torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            assert_equal(logits, (480, 500))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_pixels_that_share_samples_with_other_classes_are_settled() -> None:
+    """Two doubtful pixels beside each other, the one between classes 0 and 1, the other between 1 and 2."""
+    logits = torch.full((1, 3, 40, 40), -9.0)
+    logits[0, :, 20, 20] = torch.tensor([1.0, 1.0, 0.0])
+    logits[0, :, 20, 21] = torch.tensor([0.0, 1.0, 1.0])
+    logits[0, 2] += 1e-7
+    assert_equal(logits, (320, 320))
+
+
+def test_without_numba_the_labels_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = smooth((1, 9, 30, 40), 1)
+    labels = upsample_argmax(logits, (240, 320))
+    monkeypatch.setattr(cpu_kernels, "find_spec", lambda name: None)
+    assert not cpu_kernels.are_chosen()
+    assert torch.equal(upsample_argmax(logits, (240, 320)), labels)
 
 
 def test_most_pixels_of_smooth_logits_are_not_interpolated() -> None:

@@ -1,8 +1,8 @@
 """Labels at full size from logits at the decoder's size: bilinear resize and arg-max as one operation.
 
 `upsample_argmax_reference` is the plain way. `upsample_argmax` gives the same labels on every input without making the
-[K, H, W] tensor. It works on *cells*, the output pixels that lie between the same low-resolution samples (the
-*corners* of the cell):
+[K, H, W] tensor. On the CPU there are two ways to do so: with Numba the kernel in ops/cpu_kernels, without it torch.
+This works on *cells*, the output pixels that lie between the same low-resolution samples (the *corners* of the cell):
 
 1. A sample is *sure* when its best class leads by more than the rounding bound below. Where all corners are sure of the
    same class, every pixel of the cell has that label.
@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from steadyseg.ops import kernels
+from steadyseg.ops import cpu_kernels, kernels
 from steadyseg.types import ShapeError
 
 _UNIT = 2.0**-24
@@ -47,6 +47,34 @@ _SMALL_OUTPUT = 4096
 _MOST_CELLS = 0.85
 _MOST_PAIRS = 0.1
 """Shares of cells to interpolate, and of class-pixel pairs, above which the plain way is faster."""
+_MOST_DOUBTS = 0.02
+"""Share of doubtful pixels above which it is, where the kernel labels the others."""
+
+
+class Bounds(NamedTuple):
+    """Where rounding ends doubt, see above."""
+
+    lead: float
+    """Of samples, in units of their magnitude."""
+    close: float
+    """Of pixels, in units of the largest magnitude around them."""
+    tiny: float
+    """Added to both."""
+    huge: float
+    """Magnitude from which on nothing is said."""
+
+
+class Lines(NamedTuple):
+    """What N lines (rows or columns) of pixels read of n samples."""
+
+    first: Tensor
+    """int64 [N] the first sample."""
+    last: Tensor
+    """int64 [N] the last one: the first or the one after it."""
+    near: Tensor
+    """float32 [N] weight of the first."""
+    far: Tensor
+    """float32 [N] weight of the last; 0 where it is the first."""
 
 
 class _Axis(NamedTuple):
@@ -133,7 +161,8 @@ def upsample_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
         logits = logits.float().contiguous()
         if logits.device.type != "cpu" or pixels <= max(_SMALL_OUTPUT, samples) or samples == 1 or logits.shape[1] == 1:
             return _plain(logits, size)
-        return torch.stack([_labels(image, size) for image in logits])  # [B, H, W]
+        label = _kernel_labels if cpu_kernels.are_chosen() else _labels
+        return torch.stack([label(image, size) for image in logits])  # [B, H, W]
 
 
 def _check(logits: Tensor, size: tuple[int, int]) -> None:
@@ -155,8 +184,55 @@ def _plain(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return _resize(logits, size).argmax(1).to(torch.uint8)
 
 
+def _kernel_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """float32 contiguous [K, h, w] -> uint8 [H, W] by the kernel for the CPU, the plain way where that does not pay."""
+    from steadyseg.ops.cpu_kernels.upsample_argmax import labels_and_doubts
+
+    found = labels_and_doubts(logits, size, Bounds(_LEAD, _CLOSE, _TINY, _HUGE))
+    if found is None:
+        return _plain(logits[None], size)[0]
+    labels, doubts = found
+    doubtful = doubts.view(-1).nonzero()[:, 0]  # [d]
+    if len(doubtful) > _MOST_DOUBTS * labels.numel():
+        return _plain(logits[None], size)[0]
+    if len(doubtful):
+        labels.view(-1)[doubtful] = _settle(logits, labels.shape, doubtful)
+    return labels
+
+
+def _settle(logits: Tensor, size: torch.Size, pixels: Tensor) -> Tensor:
+    """Let `interpolate` choose in each of the pixels, int64 [d] in the flattened image; uint8 [d].
+
+    As it treats each place of each channel alone, the first close class of all pixels can share one channel, and so on,
+    as long as no two of them put different classes at one sample.
+    """
+    rows, columns = read_lines(logits.shape[1], size[0]), read_lines(logits.shape[2], size[1])
+    y, x = pixels // size[1], pixels % size[1]  # [d]
+    at = [row[y] * logits.shape[2] + column[x] for row in rows[:2] for column in columns[:2]]
+    corners = torch.stack(at)  # [4, d]
+    samples = logits.flatten(1)  # [K, h * w]
+    values = samples[:, corners]  # [K, 4, d]
+    weights = torch.stack([near_y[y] * near_x[x] for near_y in rows[2:] for near_x in columns[2:]])  # [4, d]
+    score = (values * weights).sum(1)  # [K, d]
+    close = score >= score.amax(0) - (_CLOSE * values.abs().amax((0, 1)) + _TINY)  # [K, d]
+    count = close.sum(0)  # [d]
+    most = int(count.max())
+    classes = close.int().sort(dim=0, descending=True, stable=True).indices[:most]  # [most, d], ascending while close
+    shared = torch.zeros(most, samples.shape[1])  # [most, h * w]
+    taken = values.gather(0, classes[:, None].expand(-1, 4, -1))  # [most, 4, d]
+    shared.scatter_(1, corners.flatten().expand(most, -1), taken.flatten(1))
+    found = _resize(shared.view(1, most, *logits.shape[1:]), (size[0], size[1]))[0].flatten(1)[:, pixels]  # [most, d]
+    found[torch.arange(most)[:, None] >= count] = -torch.inf
+    chosen = classes.gather(0, found.argmax(0)[None])[0].to(torch.uint8)  # [d]
+    alone = (shared[:, corners] == taken).all(1)  # [most, d]
+    mixed = ~(alone | (torch.arange(most)[:, None] >= count)).all(0)  # [d]
+    if mixed.any():
+        chosen[mixed] = _decide(logits, size, close[:, mixed].any(1).nonzero()[:, 0], pixels[mixed])
+    return chosen
+
+
 def _labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """float32 contiguous [K, h, w] -> uint8 [H, W], the plain way where the fast one does not pay."""
+    """float32 contiguous [K, h, w] -> uint8 [H, W] without it, the plain way where the fast one does not pay."""
     lowest, highest = logits.aminmax()
     if not (lowest > -_HUGE and highest < _HUGE):  # false for NaN
         return _plain(logits[None], size)[0]
@@ -185,8 +261,8 @@ def _labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _axis(samples: int, lines: int) -> _Axis:
-    """Read the corners and weights of an axis off `interpolate` itself, so that they are those it uses.
+def read_lines(samples: int, lines: int) -> Lines:
+    """Read the samples and weights of an axis off `interpolate` itself, so that they are those it uses.
 
     The other axis is kept as it is (its weights are exactly 1 and 0), and is long enough that `interpolate` runs the
     same code as for the logits: it has another one for outputs with height + width up to 128.
@@ -198,10 +274,17 @@ def _axis(samples: int, lines: int) -> _Axis:
     after = (first + 1).clamp(max=samples - 1)  # [N]
     near = weights.gather(1, first[:, None])[:, 0]  # [N]
     far = torch.where(after > first, weights.gather(1, after[:, None])[:, 0], 0.0)  # [N]
-    key, cell, count = (2 * first + (far > 0)).unique_consecutive(return_inverse=True, return_counts=True)
+    return Lines(first, torch.where(far > 0, after, first), near, far)
+
+
+@lru_cache(maxsize=64)
+def _axis(samples: int, lines: int) -> _Axis:
+    """Gather the lines of an axis in cells."""
+    read = read_lines(samples, lines)
+    key, cell, count = (read.first + read.last).unique_consecutive(return_inverse=True, return_counts=True)
     start = count.cumsum(0) - count  # [R]
     block = start + torch.minimum(torch.arange(int(count.max()))[:, None], count - 1)  # [P, R]
-    return _Axis(key // 2, key // 2 + key % 2, cell, block, near[block], far[block])
+    return _Axis(key // 2, key // 2 + key % 2, cell, block, read.near[block], read.far[block])
 
 
 def _cell_labels(logits: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
