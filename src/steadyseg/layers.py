@@ -107,6 +107,8 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Apply a linear map [D, C] to every pixel of a map: [B, C, h, w] -> [B, D, h, w], stored channels-last."""
+    if is_exporting():
+        return F.conv2d(x, weight[:, :, None, None], bias)
     b, c, h, w = x.shape
     pixels = x.permute(0, 2, 3, 1).reshape(b * h * w, c)  # [B * N, C]
     return F.linear(pixels, weight, bias).unflatten(0, (b, h, w)).permute(0, 3, 1, 2)  # [B, D, h, w]
@@ -121,8 +123,7 @@ def classify(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if len(weight) < MANY_CLASSES or torch.is_grad_enabled():
         return pointwise(x, weight, bias)
     if is_exporting():  # of any batch
-        scores = torch.matmul(weight, x.flatten(2))  # [B, K, N]
-        scores = scores if bias is None else scores + bias[:, None]
+        return F.conv2d(x, weight[:, :, None, None], bias)
     else:
         rest = weight.new_zeros(1, 1) if bias is None else bias[:, None]
         each = [torch.addmm(rest, weight, image.flatten(1)) for image in x]  # [K, N]
@@ -226,17 +227,15 @@ class DeformableConv(nn.Module):
         window = torch.tensor([(x, y) for x in (-1.0, 0.0, 1.0) for y in (-1.0, 0.0, 1.0)])  # x slow, y fast
         self.register_buffer("window", window, persistent=False)  # [9, 2]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, C, h, w] -> [B, C, h, w]."""
-        size = (x.shape[2], x.shape[3])
-        tokens = to_tokens(x)  # [B, N, C]
+    def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """tokens [B, N, C] of an h x w map -> [B, N, C]."""
         value = self.value(tokens).unflatten(2, (self.groups, -1))  # [B, N, G, C/G]
-        z = F.gelu(self.norm(to_tokens(self.depthwise(x))))  # [B, N, C]
+        z = F.gelu(self.norm(to_tokens(self.depthwise(to_map(tokens, size)))))  # [B, N, C]
         offset = self.offset(z).unflatten(2, (self.groups, 9, 2))  # [B, N, G, 9, 2]
         modulation = self.modulation(z).float().unflatten(2, (self.groups, 9)).softmax(-1)  # [B, N, G, 9]
         points = place(self.window + offset.float(), size)  # [B, N, G, 9, 2]
         read = grouped_sample(value, points, modulation, size)  # [B, N, G, C/G]
-        return to_map(self.output(read.flatten(2)), size)  # [B, C, h, w]
+        return self.output(read.flatten(2))  # [B, N, C]
 
 
 def warp(x: Tensor, flow: Tensor) -> Tensor:

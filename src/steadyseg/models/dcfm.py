@@ -53,6 +53,7 @@ from steadyseg.decoders import SegFormerDecoder
 from steadyseg.layers import ConvNorm, Folding, classify, pointwise, resize
 from steadyseg.losses import cross_entropy
 from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter, check_options, check_same
+from steadyseg.ops.sample import is_exporting
 from steadyseg.types import Clip, ConfigError, ShapeError
 
 EPS = 1e-12
@@ -456,8 +457,11 @@ class FFM(Folding):
         if self.is_plain:
             return torch.relu(self.bn(self.conv(torch.cat((share, own), dim=1))))
         _, weight, _ = self.folded()
-        x = _rows(share).addmm(_rows(own), weight.T).view(share.shape[0], *share.shape[2:], -1)  # [B, h, w, C]
-        x = x.permute(0, 3, 1, 2)  # [B, C, h, w]
+        if is_exporting():  # a runtime adds as it multiplies, where it need not turn the map
+            x = share + pointwise(own, weight)  # [B, C, h, w]
+        else:
+            rows = _rows(share).addmm(_rows(own), weight.T)  # [B * N, C]
+            x = rows.view(share.shape[0], *share.shape[2:], -1).permute(0, 3, 1, 2)  # [B, C, h, w]
         return (self.bn(x) if self.training else x).relu_()
 
 

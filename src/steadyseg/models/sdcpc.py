@@ -347,7 +347,7 @@ class SSEA(nn.Module):
             tokens = apply_norm(self.norm_attention, to_tokens(resize(x, small)))  # [B, N / 4, C]
             x = x + resize(to_map(self.attention(tokens), small), size)
         if self.parts.dcn:
-            x = x + self.deform(to_map(apply_norm(self.norm_deform, to_tokens(x), rounded=True), size))
+            x = to_map(to_tokens(x) + self.deform(apply_norm(self.norm_deform, to_tokens(x), rounded=True), size), size)
         return x
 
 
@@ -500,7 +500,7 @@ class SelectiveStep(Folding):
         q = F.linear(layer_norm(to_tokens(query), None, None, EPS, rounded=True), query_weight, query_bias)  # [B, N, C]
         source = layer_norm(to_tokens(reference), None, None, EPS, rounded=True)  # [B, N, C]
         read = selective_attention(q, source, points, size)  # [B, N, C]
-        return query + to_map(F.linear(read, value_weight, value_bias), size)
+        return to_map(to_tokens(query) + F.linear(read, value_weight, value_bias), size)
 
 
 class Offsets(nn.Module):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from steadyseg.ops import kernels
+from steadyseg.ops import cpu_kernels, kernels
 from steadyseg.ops.sample import gather_rows, may_be_node, pixel_centres
 
 
@@ -96,6 +96,10 @@ def deformable_attention(
         from steadyseg.ops.kernels.deformable_attention import deformable_attention as fused
 
         return fused(values, sizes, points, weights, image)
+    if cpu_kernels.are_chosen(points, weights, *values):
+        from steadyseg.ops.cpu_kernels.deformable_attention import deformable_attention as fused_on_cpu
+
+        return fused_on_cpu(values, sizes, points, weights, image)
     heads, width = points.shape[3], values[0].shape[2]
     parts = []
     for level, (value, size) in enumerate(zip(values, sizes, strict=True)):

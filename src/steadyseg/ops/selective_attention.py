@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steadyseg.ops import kernels
+from steadyseg.ops import cpu_kernels, kernels
 from steadyseg.ops.sample import corners, gather_rows, may_be_node, row_products, sample, sample_reference
 
 
@@ -50,6 +50,10 @@ def selective_attention(query: Tensor, source: Tensor, points: Tensor, size: tup
         if not torch.is_grad_enabled():
             source = source.to(query.dtype)  # as autocast does for what multiplies: half the bytes to read
         return fused(query, source, points, size)
+    if cpu_kernels.are_chosen(query, source, points):
+        from steadyseg.ops.cpu_kernels.selective_attention import selective_attention as fused_on_cpu
+
+        return fused_on_cpu(query, source, points, size)
     scale = query.shape[-1] ** -0.5
     is_training = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     if source.device.type == "cpu" and is_training and not kernels.are_counted():

@@ -161,7 +161,7 @@ def upsample_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
         logits = logits.float().contiguous()
         if logits.device.type != "cpu" or pixels <= max(_SMALL_OUTPUT, samples) or samples == 1 or logits.shape[1] == 1:
             return _plain(logits, size)
-        label = _kernel_labels if cpu_kernels.are_chosen() else _labels
+        label = _kernel_labels if cpu_kernels.are_chosen(logits) else _labels
         return torch.stack([label(image, size) for image in logits])  # [B, H, W]
 
 
