@@ -66,7 +66,7 @@ def machine(setting: Setting, *others: Setting) -> dict[str, Any]:
     libraries = [name for each in every for name in LIBRARIES.get(each.backend, ())]
     if any(each.precision == "int8" for each in every):
         libraries += LIBRARIES["onnxruntime"]  # it quantises
-    wanted = dict.fromkeys(("steadyseg", "torch", "transformers", *libraries))
+    wanted = dict.fromkeys(("steadyseg", "torch", "numba", "transformers", *libraries))
     common = {key: value for key, value in asdict(setting).items() if all(getattr(o, key) == value for o in others)}
     versions = {name: metadata.version(name) for name in wanted if find_spec(name)}
     return {

@@ -1,1 +1,4 @@
-"""Numeric primitives, each with a plain PyTorch reference of the same signature; kernels/ has those for a GPU."""
+"""Numeric primitives, each with a plain PyTorch reference of the same signature.
+
+kernels/ has some of them for a GPU, cpu_kernels/ some for the CPU.
+"""
