@@ -33,7 +33,7 @@ def deformable_attention(
 def _add(maps: Array, size: tuple[int, int], x: Array, y: Array, weights: Array, image: Array, out: Array) -> None:
     """Add what queries read of `maps` [B, h * w, G, C] at x, y, both [Q, G, P], to `out` [Q, G, C]; all float32."""
     lists = [part.reshape(len(out), x.shape[1] * x.shape[2]) for part in (x, y, weights)]  # [Q, G * P]
-    in_parts(lambda first, end: _read(maps, size, *lists, image, first, end, out), len(out), _PART)
+    in_parts(lambda first, end: _read(maps, tuple(size), *lists, image, first, end, out), len(out), _PART)
 
 
 @compiled

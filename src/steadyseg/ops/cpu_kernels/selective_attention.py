@@ -20,7 +20,7 @@ def selective_attention(query: Tensor, source: Tensor, points: Tensor, size: tup
     rows, places = to_array(query.flatten(0, 1)), to_array(points.flatten(0, 1))  # [B * N, C], [B * N, P, 2]
     table = to_array(source)
     out = np.empty_like(rows)
-    in_parts(lambda first, end: _attend(rows, table, places, size, first, end, out), len(rows), _PART)
+    in_parts(lambda first, end: _attend(rows, table, places, tuple(size), first, end, out), len(rows), _PART)
     return torch.from_numpy(out).view(query.shape).to(query.dtype)
 
 

@@ -8,10 +8,10 @@ On a GPU the kernels run by themselves. The environment variable STEADYSEG_KERNE
 | triton | kernels, or an error that says what is missing | kernels, if TRITON_INTERPRET=1 is set |
 | reference | reference | reference |
 
-Where a cell says "if", the reference runs otherwise. With "auto", some operations on CPU tensors have a kernel of their
-own, see ops/cpu_kernels. What is compiled without gradients calls the kernels as whole operations. What is compiled with
-gradients, or exported, takes the reference; so do other types than float32, bfloat16 and float16, and training under
-``torch.use_deterministic_algorithms``: gradients of what several points read are added up in any order.
+Where a cell says "if", the reference runs otherwise. With "auto", some operations on CPU tensors have a kernel of
+their own, see ops/cpu_kernels. What is compiled without gradients calls the kernels as whole operations. What is
+compiled with gradients, or exported, takes the reference; so do other types than float32, bfloat16 and float16, and
+training under ``torch.use_deterministic_algorithms``: gradients of what several points read are added up in any order.
 TRITON_INTERPRET must be set before anything imports Triton.
 """
 
