@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steadyseg.ops.layer_norm import is_fused, layer_norm
-from steadyseg.ops.sample import grouped_sample, is_exporting, may_call_back, place, sample
+from steadyseg.ops.sample import grouped_sample, is_exporting, is_for_runtime, place, sample
 
 LARGEST_SCORES = 2**27
 """Elements of an attention matrix that training on the CPU may keep."""
@@ -107,7 +107,7 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Apply a linear map [D, C] to every pixel of a map: [B, C, h, w] -> [B, D, h, w], stored channels-last."""
-    if may_call_back():
+    if is_for_runtime():  # which chooses the layout
         return F.conv2d(x, weight[:, :, None, None], bias)
     b, c, h, w = x.shape
     pixels = x.permute(0, 2, 3, 1).reshape(b * h * w, c)  # [B * N, C]
@@ -120,7 +120,7 @@ def classify(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     With many classes they are stored class by class, as the resize to labels reads them, which saves a copy; with few
     the other order of the product is faster all the same.
     """
-    if len(weight) < MANY_CLASSES or torch.is_grad_enabled() or may_call_back():
+    if len(weight) < MANY_CLASSES or torch.is_grad_enabled() or is_for_runtime():
         return pointwise(x, weight, bias)
     if is_exporting():  # of any batch
         scores = torch.matmul(weight, x.flatten(2))  # [B, K, N]

@@ -8,21 +8,25 @@ import os
 import random
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from steadyseg.ops import cpu_kernels, kernels
-from steadyseg.ops.cpu_kernels import in_parts
+from steadyseg.ops.cpu_kernels import in_threads
 from steadyseg.ops.cpu_kernels.deformable_attention import deformable_attention as fused_deformable
 from steadyseg.ops.cpu_kernels.selective_attention import selective_attention as fused_selective
 from steadyseg.ops.deformable_attention import deformable_attention, deformable_attention_reference
 from steadyseg.ops.selective_attention import selective_attention, selective_attention_reference
 
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGE = 11
 """A seed that gives several of everything: images, queries, points, levels."""
 
@@ -77,10 +81,10 @@ def deformable_case(seed: int, dtype: torch.dtype) -> tuple[list[Tensor], list[t
 
 
 def assert_equal(ours: Tensor, exact: Tensor) -> None:
-    """Within 1e-5 of the scale, and the last rounding where `ours` is stored as bfloat16."""
+    """Within 1e-5 of the scale, and the last rounding where `ours` is stored in half precision."""
     assert ours.shape == exact.shape
     scale = max(1.0, float(exact.abs().max())) if exact.numel() else 1.0
-    stored = 2.0**-8 if ours.dtype == torch.bfloat16 else 0.0
+    stored = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}.get(ours.dtype, 0.0)
     torch.testing.assert_close(ours.double(), exact, rtol=stored, atol=1e-5 * scale)
 
 
@@ -122,10 +126,41 @@ def test_operations_are_kernels_in_inference(monkeypatch: pytest.MonkeyPatch) ->
     (query, source, points), size = selective_case(LARGE, torch.float32)
     assert torch.equal(deformable_attention(values, sizes, *others), fused_deformable(values, sizes, *others))
     assert torch.equal(selective_attention(query, source, points, size), fused_selective(query, source, points, size))
-    monkeypatch.setattr(cpu_kernels, "in_parts", None)  # would raise
+    for function in (fused_deformable, fused_selective):
+        monkeypatch.setattr(sys.modules[function.__module__], "in_threads", None)  # raises where it is called
+    for call in (
+        lambda: deformable_attention(values, sizes, *others),
+        lambda: selective_attention(query, source, points, size),
+    ):
+        with pytest.raises(TypeError, match="NoneType"):
+            call()
     monkeypatch.setenv("STEADYSEG_KERNELS", "reference")
     deformable_attention(values, sizes, *others)
     selective_attention(query, source, points, size)
+
+
+def test_sizes_may_be_lists() -> None:
+    """As they are in a call back, whose arguments were JSON."""
+    values, sizes, others = deformable_case(LARGE, torch.float32)
+    lists = [list(size) for size in sizes]
+    assert torch.equal(fused_deformable(values, lists, *others), fused_deformable(values, sizes, *others))  # type: ignore[arg-type]
+    (query, source, points), size = selective_case(LARGE, torch.float32)
+    same = fused_selective(query, source, points, list(size))  # type: ignore[arg-type]
+    assert torch.equal(same, fused_selective(query, source, points, size))
+    signatures = sys.modules[fused_selective.__module__]._attend.signatures
+    assert len(signatures) == 1  # not compiled once more
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    """A kernel would read what is not there."""
+    (query, source, points), (height, width) = selective_case(LARGE, torch.float32)
+    with pytest.raises(AssertionError):
+        fused_selective(query, source, points, (height + 1, width))
+    values, sizes, (points, weights, image) = deformable_case(LARGE, torch.float32)
+    with pytest.raises(AssertionError):
+        fused_deformable([values[0][:, 1:], *values[1:]], sizes, points, weights, image)
+    with pytest.raises(AssertionError):
+        fused_deformable(values, sizes, points, weights[:, 1:], image)
 
 
 def test_when_kernels_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +168,8 @@ def test_when_kernels_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu_kernels.are_chosen(x, x.bfloat16())
     assert not cpu_kernels.are_chosen(x, x.double())
     assert not cpu_kernels.are_chosen(x, x.to("meta"))
+    with FakeTensorMode():
+        assert not cpu_kernels.are_chosen(torch.zeros(2))
     with torch.enable_grad():
         assert not cpu_kernels.are_chosen(x)
     with kernels.references_only():
@@ -140,9 +177,29 @@ def test_when_kernels_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     for wish, are_chosen in (("", True), ("auto", True), ("reference", False), ("triton", False)):
         monkeypatch.setenv("STEADYSEG_KERNELS", wish)
         assert cpu_kernels.are_chosen(x) == are_chosen
-    monkeypatch.setenv("STEADYSEG_KERNELS", "auto")
-    monkeypatch.setattr(cpu_kernels, "find_spec", lambda name: None)
-    assert not cpu_kernels.are_chosen(x)
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_without_numba_torch_computes(
+    is_installed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where it is installed for another NumPy, that is said once."""
+
+    def fail(name: str) -> None:
+        raise ImportError("Numba needs NumPy 2.5 or less")
+
+    cpu_kernels._is_numba_there.cache_clear()
+    monkeypatch.setattr(cpu_kernels, "import_module", fail)
+    if not is_installed:
+        monkeypatch.setattr(cpu_kernels, "find_spec", lambda name: None)
+    try:
+        assert not cpu_kernels.are_chosen(torch.zeros(2))
+        assert not cpu_kernels.are_chosen(torch.zeros(2))
+    finally:
+        cpu_kernels._is_numba_there.cache_clear()
+    assert [record.getMessage()[:55] for record in caplog.records] == (
+        ["numba cannot be imported (Numba needs NumPy 2.5 or less"] if is_installed else []
+    )
 
 
 def test_where_machine_code_cannot_be_kept_it_is_made_anew(tmp_path: Path) -> None:
@@ -155,7 +212,7 @@ def refuse(*, cache=False, **options):
     return lambda function: function
 numba.njit = refuse
 from steadyseg.ops.cpu_kernels import compiled
-print(compiled(len)([1, 2]), compiled(fastmath={"contract"})(len)([1]))
+print(compiled(len, is_entry=True)([1, 2]), compiled(fastmath={"contract"})(len)([1]))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["2", "1"]
@@ -166,24 +223,46 @@ print(compiled(len)([1, 2]), compiled(fastmath={"contract"})(len)([1]))
 
 @pytest.mark.parametrize("count", [0, 1, 5, 100])
 def test_all_parts_run_once_and_in_order(count: int, threads: int) -> None:
-    parts = in_parts(lambda first, end: list(range(first, end)), count, 3)
+    parts = in_threads(lambda first, end: list(range(first, end)), count, 3)
     assert list(itertools.chain(*parts)) == list(range(count))
     assert len(parts) <= 4 * threads
 
 
-def test_an_error_in_a_part_is_raised(threads: int) -> None:
-    def run(first: int, end: int) -> None:
-        if end == 100:
-            raise ValueError("the last part")
+def test_other_threads_take_part() -> None:
+    """Two parts that wait for each other end only if two threads have one each."""
+    torch.set_num_threads(2)
+    both = threading.Barrier(2, timeout=30)
+    assert sorted(in_threads(lambda first, end: both.wait(), 2, 1)) == [0, 1]
 
-    with pytest.raises(ValueError, match="the last part"):
-        in_parts(run, 100, 1)
+
+def test_several_callers_at_once() -> None:
+    torch.set_num_threads(3)
+    with ThreadPoolExecutor(4) as callers:
+        found = callers.map(lambda count: in_threads(lambda first, end: end - first, count, 1), range(200))
+        assert [sum(parts) for parts in found] == list(range(200))
+
+
+@pytest.mark.parametrize("kind", [ValueError, IndexError, KeyboardInterrupt])
+def test_an_error_in_a_part_is_raised_when_all_have_ended(kind: type[BaseException]) -> None:
+    torch.set_num_threads(2)
+    both, ended = threading.Barrier(2, timeout=30), []
+
+    def run(first: int, end: int) -> None:
+        both.wait()  # two threads are at work
+        if first == 0:
+            raise kind("the first part")
+        time.sleep(0.05)
+        ended.append(first)
+
+    with pytest.raises(kind, match="the first part"):
+        in_threads(run, 2, 1)
+    assert ended == [1]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_a_forked_process_has_threads_of_its_own(threads: int) -> None:
-    assert sum(in_parts(lambda first, end: end - first, 100, 1)) == 100
+    assert sum(in_threads(lambda first, end: end - first, 100, 1)) == 100
     child = multiprocessing.get_context("fork").Process(target=_work_in_child)
     child.start()
     child.join(30)
@@ -191,4 +270,4 @@ def test_a_forked_process_has_threads_of_its_own(threads: int) -> None:
 
 
 def _work_in_child() -> None:
-    os._exit(0 if sum(in_parts(lambda first, end: end - first, 100, 1)) == 100 else 1)
+    os._exit(0 if sum(in_threads(lambda first, end: end - first, 100, 1)) == 100 else 1)

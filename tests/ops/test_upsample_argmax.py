@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steadyseg.ops import cpu_kernels
 from steadyseg.ops import upsample_argmax as module
+from steadyseg.ops.cpu_kernels import upsample_argmax as kernel
 from steadyseg.ops.upsample_argmax import upsample_argmax, upsample_argmax_reference
 from steadyseg.types import ShapeError
 
@@ -178,22 +179,33 @@ def test_any_number_of_threads() -> None:
         torch.set_num_threads(before)
 
 
-def test_pixels_that_share_samples_with_other_classes_are_settled() -> None:
-    """Two doubtful pixels beside each other, the one between classes 0 and 1, the other between 1 and 2."""
-    logits = torch.full((1, 3, 40, 40), -9.0)
-    logits[0, :, 20, 20] = torch.tensor([1.0, 1.0, 0.0])
-    logits[0, :, 20, 21] = torch.tensor([0.0, 1.0, 1.0])
-    logits[0, 2] += 1e-7
-    assert_equal(logits, (320, 320))
+def test_pixels_that_share_samples_with_other_classes_are_settled(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two doubtful pixels between the same samples, one between classes 0 and 1, the other between 1 and 2."""
+    logits = torch.zeros(1, 4, 40, 40)
+    logits[:, 3] = 1.0  # wins elsewhere
+    # with eight pixels from one sample to the next, 0 equals 1 at 3/16 of the way, and 1 equals 2 at 11/16
+    logits[0, :3, 20, 20:22] = torch.tensor([[9.0, 3.0], [7.5, 9.5], [-2.125, 13.875]])
+    logits[0, :3, 19] = logits[0, :3, 21] = logits[0, :3, 20]
+    calls: list[int] = []
+    decide = module._decide
+    monkeypatch.setattr(module, "_decide", lambda *given: calls.append(1) or decide(*given))
+    assert_equal(logits, (40 * 8, 40 * 8))
+    assert calls
 
 
-def test_without_numba_the_labels_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits = smooth((1, 9, 30, 40), 1)
-    labels = upsample_argmax(logits, (240, 320))
-    monkeypatch.setattr(cpu_kernels, "find_spec", lambda name: None)
-    with torch.no_grad():
-        assert not cpu_kernels.are_chosen(logits)
-    assert torch.equal(upsample_argmax(logits, (240, 320)), labels)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_rows_that_no_pixel_needs_are_read_all_the_same(value: float) -> None:
+    """Each third row has all the weight; the plain way adds the one after it times zero."""
+    logits = smooth((1, 4, 30, 40), 0)
+    logits[0, 2, 2::3, 7] = value
+    assert_equal(logits, (10, 500))
+
+
+@pytest.mark.usefixtures("always_fast")
+def test_a_class_that_is_masked_takes_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = near_ties(4, 12, 15, 3)
+    logits[:, 1] = -1e9
+    assert_equal(logits, (83, 101))
 
 
 def test_most_pixels_of_smooth_logits_are_not_interpolated() -> None:
@@ -231,9 +243,12 @@ def test_input_is_unchanged_and_no_graph_is_made() -> None:
     assert not labels.requires_grad
 
 
+@pytest.mark.usefixtures("always_fast")
 def test_works_in_and_out_of_inference_mode() -> None:
-    module._axis.cache_clear()
-    logits = smooth((1, 5, 20, 20), 2)
+    """What is kept of the one serves the other, and doubtful pixels are among them."""
+    for kept in (module._axis, module.read_lines, kernel._rows, kernel._columns):
+        kept.cache_clear()
+    logits = near_ties(4, 12, 15, 3)
     with torch.inference_mode():
         inside = upsample_argmax(logits, (100, 100))
     assert torch.equal(upsample_argmax(logits, (100, 100)), inside)

@@ -53,7 +53,7 @@ from steadyseg.decoders import SegFormerDecoder
 from steadyseg.layers import ConvNorm, Folding, classify, pointwise, resize
 from steadyseg.losses import cross_entropy
 from steadyseg.models.base import Graph, ModelConfig, VideoSegmenter, check_options, check_same
-from steadyseg.ops.sample import may_call_back
+from steadyseg.ops.sample import is_for_runtime
 from steadyseg.types import Clip, ConfigError, ShapeError
 
 EPS = 1e-12
@@ -457,7 +457,7 @@ class FFM(Folding):
         if self.is_plain:
             return torch.relu(self.bn(self.conv(torch.cat((share, own), dim=1))))
         _, weight, _ = self.folded()
-        if may_call_back():  # the runtime adds as it multiplies, where it need not turn the map
+        if is_for_runtime():  # the runtime adds as it multiplies, where it need not turn the map
             x = share + pointwise(own, weight)  # [B, C, h, w]
         else:
             rows = _rows(share).addmm(_rows(own), weight.T)  # [B * N, C]

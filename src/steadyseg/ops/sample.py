@@ -57,7 +57,7 @@ def may_be_node(shape: Shape) -> Callable[[Callable[P, Tensor]], Callable[P, Ten
 
         @wraps(function)
         def call(*given: P.args, **named: P.kwargs) -> Tensor:
-            if not may_call_back():
+            if not is_for_runtime():
                 return function(*given, **named)
             arguments = signature.bind(*given, **named).args
             tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
@@ -85,8 +85,8 @@ def _are_kept() -> bool:
     return _KEPT.get()
 
 
-def may_call_back() -> bool:
-    """Say whether the code runs to be traced for a runtime that can call back; it also lays out maps by itself."""
+def is_for_runtime() -> bool:
+    """Say whether the code runs to be traced for a runtime that can call back; such a one lays out maps by itself."""
     return is_exporting() and _are_kept()
 
 

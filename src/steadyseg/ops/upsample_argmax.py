@@ -1,8 +1,9 @@
 """Labels at full size from logits at the decoder's size: bilinear resize and arg-max as one operation.
 
 `upsample_argmax_reference` is the plain way. `upsample_argmax` gives the same labels on every input without making the
-[K, H, W] tensor. On the CPU there are two ways to do so: with Numba the kernel in ops/cpu_kernels, without it torch.
-This works on *cells*, the output pixels that lie between the same low-resolution samples (the *corners* of the cell):
+[K, H, W] tensor. On the CPU there are two ways to do so: the kernel in ops/cpu_kernels, and, where that is not chosen,
+one in torch that works on *cells*, the output pixels that lie between the same low-resolution samples (the *corners* of
+the cell):
 
 1. A sample is *sure* when its best class leads by more than the rounding bound below. Where all corners are sure of the
    same class, every pixel of the cell has that label.
@@ -49,19 +50,6 @@ _MOST_PAIRS = 0.1
 """Shares of cells to interpolate, and of class-pixel pairs, above which the plain way is faster."""
 _MOST_DOUBTS = 0.02
 """Share of doubtful pixels above which it is, where the kernel labels the others."""
-
-
-class Bounds(NamedTuple):
-    """Where rounding ends doubt, see above."""
-
-    lead: float
-    """Of samples, in units of their magnitude."""
-    close: float
-    """Of pixels, in units of the largest magnitude around them."""
-    tiny: float
-    """Added to both."""
-    huge: float
-    """Magnitude from which on nothing is said."""
 
 
 class Lines(NamedTuple):
@@ -136,10 +124,10 @@ def upsample_argmax_reference(logits: Tensor, size: tuple[int, int]) -> Tensor:
 def upsample_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Give the labels of `upsample_argmax_reference`, all equal, in a fraction of its time where logits are smooth.
 
-    The time depends on how much of the image lies near a border between classes; on noise it is the plain way plus
-    a few percent. Results with few pixels and results not larger than the logits take the plain way. So do tensors on
-    another device than the CPU, but where the kernel in ops/kernels is chosen; its labels may differ from the plain
-    way's where two classes tie up to rounding.
+    The time depends on how much of the image lies near a border between classes. Where classes tie in many pixels, and
+    without the kernel on noise, it is that of the plain way and a little more. Results with few pixels and results not
+    larger than the logits take the plain way. So do tensors on another device than the CPU, but where the kernel in
+    ops/kernels is chosen; its labels may differ from the plain way's where two classes tie up to rounding.
 
     Args:
         logits: float [B, K, h, w], 1 <= K <= 256; float16, bfloat16 and float64 are converted to float32 first.
@@ -186,8 +174,12 @@ def _plain(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _kernel_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """float32 contiguous [K, h, w] -> uint8 [H, W] by the kernel for the CPU, the plain way where that does not pay."""
-    from steadyseg.ops.cpu_kernels.upsample_argmax import labels_and_doubts
+    from steadyseg.ops.cpu_kernels.upsample_argmax import Bounds, labels_and_doubts
 
+    if size[0] < logits.shape[1] and not _is_within(
+        logits
+    ):  # `interpolate` reads rows, times zero, that no pixel needs
+        return _plain(logits[None], size)[0]
     found = labels_and_doubts(logits, size, Bounds(_LEAD, _CLOSE, _TINY, _HUGE))
     if found is None:
         return _plain(logits[None], size)[0]
@@ -198,6 +190,12 @@ def _kernel_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
     if len(doubtful):
         labels.view(-1)[doubtful] = _settle(logits, labels.shape, doubtful)
     return labels
+
+
+def _is_within(logits: Tensor) -> bool:
+    """Say whether all magnitudes are within the bounds; False for NaN."""
+    lowest, highest = logits.aminmax()
+    return bool(lowest > -_HUGE and highest < _HUGE)
 
 
 def _settle(logits: Tensor, size: torch.Size, pixels: Tensor) -> Tensor:
@@ -213,28 +211,31 @@ def _settle(logits: Tensor, size: torch.Size, pixels: Tensor) -> Tensor:
     samples = logits.flatten(1)  # [K, h * w]
     values = samples[:, corners]  # [K, 4, d]
     weights = torch.stack([near_y[y] * near_x[x] for near_y in rows[2:] for near_x in columns[2:]])  # [4, d]
-    score = (values * weights).sum(1)  # [K, d]
-    close = score >= score.amax(0) - (_CLOSE * values.abs().amax((0, 1)) + _TINY)  # [K, d]
+    score, magnitude = (values * weights).sum(1), values.abs().amax(1)  # [K, d]
+    best, winner = score.max(0)  # [d]
+    close = score >= best - (_CLOSE * torch.maximum(magnitude, magnitude.gather(0, winner[None])) + _TINY)  # [K, d]
     count = close.sum(0)  # [d]
     most = int(count.max())
     classes = close.int().sort(dim=0, descending=True, stable=True).indices[:most]  # [most, d], ascending while close
-    shared = torch.zeros(most, samples.shape[1])  # [most, h * w]
-    taken = values.gather(0, classes[:, None].expand(-1, 4, -1))  # [most, 4, d]
-    shared.scatter_(1, corners.flatten().expand(most, -1), taken.flatten(1))
+    is_close = torch.arange(most)[:, None] < count  # [most, d]
+    rank, pixel = is_close.nonzero().T  # [pairs]
+    taken = values[classes[rank, pixel], :, pixel]  # [pairs, 4]
+    places = corners[:, pixel].T  # [pairs, 4]
+    shared = samples.new_zeros(most, samples.shape[1])  # [most, h * w]
+    shared[rank[:, None], places] = taken
     found = _resize(shared.view(1, most, *logits.shape[1:]), (size[0], size[1]))[0].flatten(1)[:, pixels]  # [most, d]
-    found[torch.arange(most)[:, None] >= count] = -torch.inf
+    found[~is_close] = -torch.inf
     chosen = classes.gather(0, found.argmax(0)[None])[0].to(torch.uint8)  # [d]
-    alone = (shared[:, corners] == taken).all(1)  # [most, d]
-    mixed = ~(alone | (torch.arange(most)[:, None] >= count)).all(0)  # [d]
+    mixed = torch.zeros_like(count, dtype=torch.bool)  # [d]
+    mixed[pixel[(shared[rank[:, None], places] != taken).any(1)]] = True
     if mixed.any():
         chosen[mixed] = _decide(logits, size, close[:, mixed].any(1).nonzero()[:, 0], pixels[mixed])
     return chosen
 
 
 def _labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """float32 contiguous [K, h, w] -> uint8 [H, W] without it, the plain way where the fast one does not pay."""
-    lowest, highest = logits.aminmax()
-    if not (lowest > -_HUGE and highest < _HUGE):  # false for NaN
+    """float32 contiguous [K, h, w] -> uint8 [H, W] by cells, the plain way where that does not pay."""
+    if not _is_within(logits):
         return _plain(logits[None], size)[0]
     rows, columns = _axis(logits.shape[1], size[0]), _axis(logits.shape[2], size[1])
     known = _cell_labels(logits, rows, columns)  # [R, C]

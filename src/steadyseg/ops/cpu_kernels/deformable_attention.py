@@ -6,12 +6,13 @@ Sums run in float32, point by point; they differ from those in torch by rounding
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from steadyseg.ops.cpu_kernels import Array, compiled, in_parts, to_array
+from steadyseg.ops.cpu_kernels import Array, compiled, in_threads, to_array
 
 _PART = 64
 """Queries that are worth a part of their own."""
@@ -22,21 +23,19 @@ def deformable_attention(
 ) -> Tensor:
     """Arguments and result as of `ops.deformable_attention.deformable_attention_reference`."""
     heads, width = points.shape[3], values[0].shape[2]
+    assert points.shape[1:] == weights.shape and weights.shape[:2] == (len(values), len(image))
+    assert all(value.shape[1] == h * w for value, (h, w) in zip(values, sizes, strict=True))  # no bounds are checked
     out = np.zeros((len(image), heads, width // heads), np.float32)
     images = image.numpy().astype(np.uint64)
-    for level, (value, size) in enumerate(zip(values, sizes, strict=True)):
-        maps = to_array(value.unflatten(2, (heads, -1)))  # [B, N, M, D / M]
-        _add(maps, size, to_array(points[0, level]), to_array(points[1, level]), to_array(weights[level]), images, out)
+    for level, (value, (h, w)) in enumerate(zip(values, sizes, strict=True)):
+        maps = to_array(value.unflatten(2, (heads, -1)))  # [B, N_l, M, D / M]
+        x, y, shares = (to_array(part[level].flatten(1)) for part in (*points, weights))  # each [Q, M * P]
+        read = partial(_read, maps, (int(h), int(w)), x, y, shares, images, out)
+        in_threads(read, len(out), _PART)
     return torch.from_numpy(out).flatten(1).to(values[0].dtype)  # [Q, D]
 
 
-def _add(maps: Array, size: tuple[int, int], x: Array, y: Array, weights: Array, image: Array, out: Array) -> None:
-    """Add what queries read of `maps` [B, h * w, G, C] at x, y, both [Q, G, P], to `out` [Q, G, C]; all float32."""
-    lists = [part.reshape(len(out), x.shape[1] * x.shape[2]) for part in (x, y, weights)]  # [Q, G * P]
-    in_parts(lambda first, end: _read(maps, tuple(size), *lists, image, first, end, out), len(out), _PART)
-
-
-@compiled
+@compiled(is_entry=True)
 def _read(
     maps: Array,
     size: tuple[int, int],
@@ -44,18 +43,19 @@ def _read(
     y: Array,
     weights: Array,
     image: Array,
+    out: Array,
     first: int,
     end: int,
-    out: Array,
 ) -> None:
-    groups = np.uint64(out.shape[1])
-    points = np.uint64(x.shape[1]) // groups
+    """Add to `out` float32 [Q, M, D / M] what the queries from `first` up to but without `end` read of a level."""
+    heads = np.uint64(out.shape[1])
+    points = np.uint64(x.shape[1]) // heads
     cells, shares = np.empty((4, x.shape[1]), np.int32), np.empty((4, x.shape[1]), np.float32)
     for query in range(np.uint64(first), np.uint64(end)):
         _find_cells(x, y, weights, query, size, cells, shares)
-        for group in range(groups):
-            for point in range(group * points, (group + np.uint64(1)) * points):
-                _add_cells(maps, image[query], group, cells, shares, point, out, query)
+        for head in range(heads):
+            for point in range(head * points, (head + np.uint64(1)) * points):
+                _add_cells(maps, image[query], head, cells, shares, point, out, query)
 
 
 @compiled
@@ -91,7 +91,7 @@ def _find_cells(
 def _add_cells(
     maps: Array,
     image: np.uint64,
-    group: np.uint64,
+    head: np.uint64,
     cells: Array,
     shares: Array,
     point: np.uint64,
@@ -103,6 +103,6 @@ def _add_cells(
     k, m = np.uint64(cells[2, point]), np.uint64(cells[3, point])
     a, b, c, d = shares[0, point], shares[1, point], shares[2, point], shares[3, point]
     for channel in range(np.uint64(maps.shape[3])):
-        above = a * maps[image, i, group, channel] + b * maps[image, j, group, channel]
-        below = c * maps[image, k, group, channel] + d * maps[image, m, group, channel]
-        out[query, group, channel] += above + below
+        above = a * maps[image, i, head, channel] + b * maps[image, j, head, channel]
+        below = c * maps[image, k, head, channel] + d * maps[image, m, head, channel]
+        out[query, head, channel] += above + below

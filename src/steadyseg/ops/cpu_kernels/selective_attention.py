@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steadyseg.ops.cpu_kernels import Array, compiled, in_parts, to_array
+from steadyseg.ops.cpu_kernels import Array, compiled, in_threads, to_array
 
 _PART = 16
 """Queries that are worth a part of their own."""
@@ -17,17 +17,20 @@ _PART = 16
 
 def selective_attention(query: Tensor, source: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
     """Arguments and result as of `ops.selective_attention.selective_attention`."""
+    assert query.shape[0] == source.shape[0] == points.shape[0] and query.shape[1] == points.shape[1]
+    assert query.shape[2] == source.shape[2] and size[0] * size[1] == source.shape[1]  # a kernel checks no bounds
     rows, places = to_array(query.flatten(0, 1)), to_array(points.flatten(0, 1))  # [B * N, C], [B * N, P, 2]
-    table = to_array(source)
+    maps, shape = to_array(source), (int(size[0]), int(size[1]))  # a call back has a list
     out = np.empty_like(rows)
-    in_parts(lambda first, end: _attend(rows, table, places, tuple(size), first, end, out), len(rows), _PART)
+    in_threads(lambda first, end: _attend(rows, maps, places, shape, first, end, out), len(rows), _PART)
     return torch.from_numpy(out).view(query.shape).to(query.dtype)
 
 
-@compiled
+@compiled(is_entry=True)
 def _attend(
     query: Array, source: Array, points: Array, size: tuple[int, int], first: int, end: int, out: Array
 ) -> None:
+    """Compute the rows from `first` up to but without `end` of `out` float32 [B * N, C]."""
     count, channels = points.shape[1], query.shape[1]
     queries = len(query) // len(source)  # of an image
     width, scale = np.uint64(size[1]), np.float32(1 / np.sqrt(channels))

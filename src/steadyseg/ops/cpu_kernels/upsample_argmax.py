@@ -11,20 +11,33 @@ bounds that ops/upsample_argmax.py derives for cells hold for it too:
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from steadyseg.ops.cpu_kernels import Array, compiled, in_parts
-from steadyseg.ops.upsample_argmax import Bounds, read_lines
+from steadyseg.ops.cpu_kernels import Array, compiled, in_threads
+from steadyseg.ops.upsample_argmax import read_lines
 
 _TILE = 32
 _PART = 4
 """Rows of tiles that are worth a part of their own."""
 _ONE = np.uint64(1)
+
+
+class Bounds(NamedTuple):
+    """Where rounding ends doubt, see ops/upsample_argmax.py."""
+
+    lead: float
+    """Of samples, in units of their magnitude."""
+    close: float
+    """Of pixels, in units of the largest magnitude around them."""
+    tiny: float
+    """Added to both."""
+    huge: float
+    """Magnitude from which on nothing is said."""
 
 
 class _Columns(NamedTuple):
@@ -102,12 +115,8 @@ def labels_and_doubts(logits: Tensor, size: tuple[int, int], bounds: Bounds) -> 
     """
     rows, columns = _rows(logits.shape[1], size[0]), _columns(logits.shape[2], size[1])
     labels, doubts = np.empty(size, np.uint8), np.empty(size, np.bool_)
-    samples = logits.detach().numpy()
-
-    def run(first: int, end: int) -> bool:
-        return bool(_fill(samples, rows, columns, bounds, first, end, labels, doubts))
-
-    if not all(in_parts(run, len(rows.top), _PART)):
+    fill = partial(_fill, logits.detach().numpy(), tuple(rows), tuple(columns), tuple(bounds), labels, doubts)
+    if not all(in_threads(fill, len(rows.top), _PART)):
         return None
     return torch.from_numpy(labels), torch.from_numpy(doubts)
 
@@ -126,11 +135,21 @@ def _rows(samples: int, pixels: int) -> _Rows:
     return _Rows(top[start].astype(np.uint64), bottom[start].astype(np.uint64), near, far, np.append(start, pixels))
 
 
-@compiled
+@compiled(is_entry=True)
 def _fill(
-    samples: Array, rows: _Rows, columns: _Columns, bounds: Bounds, first: int, end: int, labels: Array, doubts: Array
+    samples: Array,
+    to_rows: tuple[Array, ...],
+    to_columns: tuple[Array, ...],
+    limits: tuple[float, ...],
+    labels: Array,
+    doubts: Array,
+    first: int,
+    end: int,
 ) -> bool:
     """Label the rows of tiles from `first` up to but without `end`; False for magnitudes beyond the bounds, and NaN."""
+    rows = _Rows(to_rows[0], to_rows[1], to_rows[2], to_rows[3], to_rows[4])
+    columns = _Columns(to_columns[0], to_columns[1], to_columns[2], to_columns[3], to_columns[4])
+    bounds = Bounds(limits[0], limits[1], limits[2], limits[3])
     classes, width, tiles = samples.shape[0], len(columns.near), len(columns.start) - 1
     most = np.max(rows.start[first + 1 : end + 1] - rows.start[first:end])
     known = _Tiles(
