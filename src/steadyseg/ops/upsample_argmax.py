@@ -10,7 +10,9 @@ the cell):
 2. In the other cells, a class whose largest corner is below another class's smallest corner cannot win. The classes
    that are left are interpolated for the pixels of these cells only.
 3. Where the two best of them are closer than the rounding bound, `torch.nn.functional.interpolate` itself decides,
-   on the candidate classes only: it treats each channel alone, so a channel's values do not depend on the others.
+   on the candidate classes only: it treats each channel alone, so a channel's values do not depend on the others. Their
+   number matters in one case: with one thread, maps of three channels are resized by other code, which rounds
+   otherwise.
 
 **Rounding bound.** With u = 2**-24, an interpolated float32 value is a sum of four products, each touched by at most
 four roundings, with non-negative weights w that are the same for all classes. Hence it differs from the exact
@@ -167,6 +169,15 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
+def _resize_some(maps: Tensor, size: tuple[int, int], classes: int) -> Tensor:
+    """Resize maps [k, h, w] by the code that resizes those of all classes, [k, H, W]; see 3. above."""
+    if (len(maps) == 3) != (classes == 3):
+        missing = 3 - len(maps) if classes == 3 else 1
+        padded = torch.cat((maps, maps.new_zeros(missing, *maps.shape[1:])))
+        return _resize(padded[None], size)[0, : len(maps)]
+    return _resize(maps[None], size)[0]
+
+
 def _plain(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """float32 contiguous [B, K, h, w] -> uint8 [B, H, W]."""
     return _resize(logits, size).argmax(1).to(torch.uint8)
@@ -223,7 +234,8 @@ def _settle(logits: Tensor, size: torch.Size, pixels: Tensor) -> Tensor:
     places = corners[:, pixel].T  # [pairs, 4]
     shared = samples.new_zeros(most, samples.shape[1])  # [most, h * w]
     shared[rank[:, None], places] = taken
-    found = _resize(shared.view(1, most, *logits.shape[1:]), (size[0], size[1]))[0].flatten(1)[:, pixels]  # [most, d]
+    resized = _resize_some(shared.unflatten(1, logits.shape[1:]), (size[0], size[1]), len(logits))  # [most, H, W]
+    found = resized.flatten(1)[:, pixels]  # [most, d]
     found[~is_close] = -torch.inf
     chosen = classes.gather(0, found.argmax(0)[None])[0].to(torch.uint8)  # [d]
     mixed = torch.zeros_like(count, dtype=torch.bool)  # [d]
@@ -373,7 +385,5 @@ def _rivals(block: _Block, best: Tensor, doubtful: Tensor) -> Tensor:
 
 def _decide(logits: Tensor, size: torch.Size, classes: Tensor, pixels: Tensor) -> Tensor:
     """Let `interpolate` choose among the given classes (ascending: ties go to the lowest); uint8 like `pixels`."""
-    values = F.interpolate(logits[classes][None], size=tuple(size), mode="bilinear", align_corners=False)[
-        0
-    ]  # [k, H, W]
+    values = _resize_some(logits[classes], (size[0], size[1]), len(logits))  # [k, H, W]
     return classes[values.flatten(1)[:, pixels].argmax(0)].to(torch.uint8)
