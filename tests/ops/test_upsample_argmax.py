@@ -11,9 +11,11 @@ from torch import Tensor
 
 from steadyseg.ops import cpu_kernels
 from steadyseg.ops import upsample_argmax as module
-from steadyseg.ops.cpu_kernels import upsample_argmax as kernel
 from steadyseg.ops.upsample_argmax import upsample_argmax, upsample_argmax_reference
 from steadyseg.types import ShapeError
+
+pytest.importorskip("numba", reason="numba is not importable here, and every test takes the kernel, too")
+from steadyseg.ops.cpu_kernels import upsample_argmax as kernel
 
 
 @pytest.fixture(autouse=True, params=["kernel", "cells"])

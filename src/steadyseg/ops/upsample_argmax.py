@@ -187,9 +187,8 @@ def _kernel_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """float32 contiguous [K, h, w] -> uint8 [H, W] by the kernel for the CPU, the plain way where that does not pay."""
     from steadyseg.ops.cpu_kernels.upsample_argmax import Bounds, labels_and_doubts
 
-    if size[0] < logits.shape[1] and not _is_within(
-        logits
-    ):  # `interpolate` reads rows, times zero, that no pixel needs
+    skips_rows = size[0] < logits.shape[1]  # which `interpolate` may read all the same, times zero
+    if skips_rows and not _is_within(logits):
         return _plain(logits[None], size)[0]
     found = labels_and_doubts(logits, size, Bounds(_LEAD, _CLOSE, _TINY, _HUGE))
     if found is None:
